@@ -1,0 +1,15 @@
+"""Puts this package's configs on Hydra's search path, so that ``agent=recogdrive_2b`` resolves in every runner.
+
+Hydra imports this module at every start of every Hydra program in the environment: nothing but Hydra is imported here.
+"""
+
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+
+class NavsimReCogDriveSearchPathPlugin(SearchPathPlugin):
+    """Appends ``pkg://navsim_recogdrive.configs``; the host's own configs keep precedence."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        """Append this package's config folder to ``search_path``."""
+        search_path.append(provider="navsim-recogdrive", path="pkg://navsim_recogdrive.configs")

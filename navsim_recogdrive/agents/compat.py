@@ -1,0 +1,104 @@
+"""Every difference between NAVSIM v1.1 and v2.x, and the one place where NAVSIM is imported first.
+
+Importing this module fails with one clear :class:`NavsimNotUsable` where NAVSIM is absent, or where the unrelated PyPI
+project of the same name is installed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+from importlib.metadata import PackageNotFoundError, distribution
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+
+class NavsimNotUsable(ImportError):
+    """NAVSIM or nuplan-devkit cannot be imported, or ``navsim`` is the unrelated PyPI project."""
+
+
+_HOW_TO_INSTALL = (
+    "Install both devkits from their repositories, without dependencies, and our list of what they import:\n"
+    "    pip install 'navsim-recogdrive[navsim]'\n"
+    "    pip install --no-deps -r requirements/devkits.txt      # file of the navsim-recogdrive repository\n"
+    "or put an existing NAVSIM checkout and nuplan-devkit on PYTHONPATH."
+)
+
+
+def _require_navsim() -> None:
+    spec = importlib.util.find_spec("navsim")
+    if spec is None:
+        raise NavsimNotUsable(f"NAVSIM is not installed in this environment.\n{_HOW_TO_INSTALL}")
+    try:
+        found = importlib.util.find_spec("navsim.agents.abstract_agent")
+    except ImportError:
+        found = None
+    if found is None:
+        raise NavsimNotUsable(
+            f"The installed 'navsim' ({_describe_navsim(spec.origin)}) is not the autonomous-driving benchmark NAVSIM: "
+            "it has no navsim.agents.abstract_agent. PyPI's 'navsim' is an unrelated project.\n"
+            f"Remove it (pip uninstall navsim). {_HOW_TO_INSTALL}"
+        )
+    if importlib.util.find_spec("nuplan") is None:
+        raise NavsimNotUsable(f"NAVSIM is there but nuplan-devkit, which it needs, is not.\n{_HOW_TO_INSTALL}")
+
+
+def _describe_navsim(origin: str | None) -> str:
+    try:
+        return f"version {distribution('navsim').version}, {origin}"
+    except PackageNotFoundError:
+        return str(origin)
+
+
+_require_navsim()
+
+try:
+    from navsim.agents.abstract_agent import AbstractAgent
+    from navsim.common.dataclasses import AgentInput, Scene, SensorConfig, Trajectory
+    from navsim.planning.training.abstract_feature_target_builder import AbstractFeatureBuilder, AbstractTargetBuilder
+    from nuplan.planning.simulation.trajectory.trajectory_sampling import TrajectorySampling
+except ImportError as error:
+    raise NavsimNotUsable(
+        f"NAVSIM is installed but does not import: {error}. A package that the devkits need is missing or too new; "
+        "pip install 'navsim-recogdrive[navsim]' brings the whole list."
+    ) from error
+
+NAVSIM_MAJOR: int = 2 if "trajectory_sampling" in inspect.signature(AbstractAgent.__init__).parameters else 1
+"""1 for NAVSIM v1.x, 2 for v2.x, told apart by what ``AbstractAgent.__init__`` takes."""
+
+
+def init_abstract_agent(agent: Any, trajectory_sampling: TrajectorySampling) -> None:
+    """Call ``AbstractAgent.__init__`` on ``agent`` as the installed version wants it.
+
+    v2.x takes and keeps the trajectory sampling, v1.1 knows nothing of it; afterwards ``agent._trajectory_sampling``
+    is set in both.
+    """
+    if NAVSIM_MAJOR >= 2:
+        AbstractAgent.__init__(agent, trajectory_sampling)
+    else:
+        AbstractAgent.__init__(agent)
+        agent._trajectory_sampling = trajectory_sampling
+
+
+def make_trajectory(poses: NDArray[np.float32], trajectory_sampling: TrajectorySampling) -> Trajectory:
+    """NAVSIM's ``Trajectory`` from ``poses`` [8, 3] (metres, metres, radians; ego frame)."""
+    return Trajectory(poses, trajectory_sampling)
+
+
+__all__ = [
+    "NAVSIM_MAJOR",
+    "AbstractAgent",
+    "AbstractFeatureBuilder",
+    "AbstractTargetBuilder",
+    "AgentInput",
+    "NavsimNotUsable",
+    "Scene",
+    "SensorConfig",
+    "Trajectory",
+    "TrajectorySampling",
+    "init_abstract_agent",
+    "make_trajectory",
+]

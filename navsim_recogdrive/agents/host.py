@@ -1,0 +1,123 @@
+"""What the runner is about to do, and the checks that belong before it starts.
+
+The agent's config reads these values from the runner's own config by interpolation (``host:`` in
+``configs/agent/recogdrive_2b.yaml``), because the runner itself only calls ``instantiate(cfg.agent)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+
+from navsim_recogdrive.cache.peek import cached_scene_folders, peek_feature
+from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig
+from navsim_recogdrive.policy.features import HIDDEN_STATE, HIDDEN_STATE_CACHE
+from navsim_recogdrive.vlm.identity import read_vlm_identity
+
+
+class EmptySplit(ValueError):
+    """The logs a training run was told to use hold no scene."""
+
+
+@dataclass(frozen=True)
+class HostRun:
+    """Values of the runner's config; every one is ``None`` in a runner that does not have it.
+
+    Attributes:
+        cache_path: folder of the feature cache.
+        use_cache_without_dataset: training reads the cache and nothing else.
+        navsim_log_path: folder of the split's log pickles.
+        filter_log_names: logs the scene filter admits; ``None`` admits all.
+        train_logs: logs to train on.
+        val_logs: logs to validate on.
+    """
+
+    cache_path: str | None = None
+    use_cache_without_dataset: bool | None = None
+    navsim_log_path: str | None = None
+    filter_log_names: Sequence[str] | None = None
+    train_logs: Sequence[str] | None = None
+    val_logs: Sequence[str] | None = None
+
+
+def running_training() -> bool:
+    """Whether this process is NAVSIM's ``run_training.py``."""
+    return HydraConfig.initialized() and HydraConfig.get().job.name == "run_training"
+
+
+def check_vlm_fits(config: PolicyConfig) -> None:
+    """Compare the VLM's hidden size, read from its ``config.json``, with the planner's; loads no weights.
+
+    Raises:
+        InvalidSetting: if they differ.
+        OSError, ValueError: if ``vlm.path`` is not a VLM folder (see :func:`read_vlm_identity`).
+    """
+    if config.vlm.path is None:
+        return
+    found = read_vlm_identity(config.vlm.path).hidden_size
+    expected = config.planner.hidden_state_size
+    if found != expected:
+        raise InvalidSetting(
+            f"the VLM in {config.vlm.path} has hidden size {found}, the planner expects {expected}. "
+            f"{_hint(found)} or set agent.planner.hidden_state_size={found} and train a new planner"
+        )
+
+
+def check_training(host: HostRun, config: PolicyConfig) -> None:
+    """Checks of a training run that would otherwise fail after minutes or with another's error.
+
+    Raises:
+        EmptySplit: if ``train_logs`` or ``val_logs`` select nothing.
+        InvalidSetting: if the cached hidden states do not fit the planner.
+    """
+    for split in ("train_logs", "val_logs"):
+        logs = getattr(host, split)
+        if logs is None:
+            continue
+        if host.use_cache_without_dataset and host.cache_path is not None:
+            folder, found = Path(host.cache_path), [log for log in logs if (Path(host.cache_path) / log).is_dir()]
+            what = "log folders of the feature cache"
+        elif host.navsim_log_path is not None:
+            admitted = logs if host.filter_log_names is None else set(logs) & set(host.filter_log_names)
+            folder = Path(host.navsim_log_path)
+            found = [log for log in admitted if (folder / f"{log}.pkl").is_file()]
+            what = "logs of the data set that the scene filter admits"
+        else:
+            continue
+        if not found:
+            present = sorted(path.stem for path in folder.iterdir())[:3] if folder.is_dir() else []
+            raise EmptySplit(
+                f"{split} selects no scene: none of its {len(logs)} names ({', '.join(list(logs)[:3])}, ...) is among "
+                f"the {what} in {folder} ({', '.join(present) + ', ...' if present else 'which is empty or missing'}). "
+                f"Set {split}=[NAME,...], or check train_test_split, OPENSCENE_DATA_ROOT and cache_path."
+            )
+    _check_cache_fits(host, config)
+
+
+def _check_cache_fits(host: HostRun, config: PolicyConfig) -> None:
+    if host.cache_path is None or not Path(host.cache_path).is_dir():
+        return
+    file_name = f"{HIDDEN_STATE_CACHE}.gz"
+    folder = next(cached_scene_folders(Path(host.cache_path), host.train_logs, file_name), None)
+    if folder is None:
+        if host.use_cache_without_dataset:
+            raise EmptySplit(
+                f"the cache {host.cache_path} holds no complete scene of train_logs; fill it with "
+                f"run_dataset_caching.py agent=recogdrive_2b cache_path={host.cache_path}"
+            )
+        return
+    rows, features = peek_feature(folder / file_name, HIDDEN_STATE).shape
+    expected = config.planner.hidden_state_size
+    if features != expected:
+        raise InvalidSetting(
+            f"the cache {host.cache_path} holds hidden states of size {features} ({rows} rows per scene), the planner "
+            f"expects {expected}. {_hint(features)} or make a cache with the right VLM"
+        )
+
+
+def _hint(hidden_size: int) -> str:
+    agent = {1536: "recogdrive_2b", 3584: "recogdrive_8b"}.get(hidden_size)
+    return f"Use agent={agent}," if agent else "Use the VLM that the planner was trained with,"

@@ -1,0 +1,1 @@
+"""How a hidden state is stored and read back."""

@@ -1,0 +1,1 @@
+"""Hydra configs, put on the search path of every NAVSIM runner by the plugin."""

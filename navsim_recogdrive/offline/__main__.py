@@ -1,0 +1,75 @@
+"""``python -m navsim_recogdrive.offline stage=cache|train|score output_dir=DIR world_root=DIR [overrides]``."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import hydra
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+
+from navsim_recogdrive.offline.feature_cache import CachedScenes, cache_scenes
+from navsim_recogdrive.offline.scoring import constant_velocity, human, policy_planner, score_agents
+from navsim_recogdrive.offline.training import OfflineModule, train
+from navsim_recogdrive.planner.checkpoints import load_planner_weights
+from navsim_recogdrive.planner.planner import DiffusionPlanner
+from navsim_recogdrive.policy.backbones import SharedBackbone, resolve_device
+from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig
+from navsim_recogdrive.policy.objective import ImitationObjective
+from navsim_recogdrive.policy.policy import ReCogDrivePolicy
+from navsim_recogdrive.world.scenes import load_scenes, world_logs
+
+logger = logging.getLogger(__name__)
+
+# What the agent config holds for NAVSIM alone.
+NAVSIM_ONLY = ("_target_", "_convert_", "trajectory_sampling", "host", "checkpoint_path")
+
+
+def _policy(cfg: DictConfig) -> tuple[ReCogDrivePolicy, PolicyConfig]:
+    settings: Any = OmegaConf.to_container(cfg.agent, resolve=True)
+    config = PolicyConfig.from_mapping({key: value for key, value in settings.items() if key not in NAVSIM_ONLY})
+    planner = DiffusionPlanner(config.planner)
+    if cfg.agent.checkpoint_path is not None:
+        load_planner_weights(planner, cfg.agent.checkpoint_path)
+    return ReCogDrivePolicy(planner, SharedBackbone(config.vlm, config.device), config.sampling), config
+
+
+@hydra.main(config_path="pkg://navsim_recogdrive.configs", config_name="offline", version_base=None)
+def main(cfg: DictConfig) -> None:
+    """Run one stage."""
+    pl.seed_everything(cfg.seed, workers=True)
+    root, cache_path, output_dir = Path(cfg.world_root), Path(cfg.cache_path), Path(cfg.output_dir)
+    logs = world_logs(root)
+    train_logs = list(cfg.train_logs or logs.train)
+    val_logs = list(cfg.val_logs or logs.val)
+    policy, config = _policy(cfg)
+    if cfg.stage == "cache":
+        scenes = load_scenes(root, "trainval", train_logs + val_logs)
+        computed = cache_scenes(scenes, policy.backbone, cache_path)
+        logger.info("Cached %d scenes now, %d in all, in %s", computed, len(scenes), cache_path)
+    elif cfg.stage == "train":
+        objective = ImitationObjective(policy, config.imitation)
+        checkpoint = train(
+            OfflineModule(policy.planner, objective, config.optimizer),
+            objective,
+            CachedScenes(load_scenes(root, "trainval", train_logs), cache_path),
+            CachedScenes(load_scenes(root, "trainval", val_logs), cache_path),
+            cfg.dataloader.params,
+            cfg.trainer.params,
+        )
+        logger.info("Last checkpoint: %s", checkpoint)
+    elif cfg.stage == "score":
+        if cfg.agent.checkpoint_path is None:
+            raise InvalidSetting("stage=score needs agent.checkpoint_path=FILE (stage=train names its last.ckpt)")
+        policy.planner.to(resolve_device(config.device)).eval()
+        agents = {"human": human, "constant_velocity": constant_velocity, "recogdrive": policy_planner(policy)}
+        table = score_agents(load_scenes(root, "test"), agents, output_dir)
+        logger.info("World scores (not PDM scores), means over the test scenes:\n%s", table.round(4).to_string())
+    else:
+        raise InvalidSetting(f"stage must be cache, train or score, found {cfg.stage!r}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Imitation learning on cached scenes with Lightning: the counterpart of NAVSIM's ``run_training.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from navsim_recogdrive.offline.feature_cache import CachedScenes
+from navsim_recogdrive.planner.planner import DiffusionPlanner
+from navsim_recogdrive.policy.callbacks import training_callbacks
+from navsim_recogdrive.policy.configuration import OptimizerConfig
+from navsim_recogdrive.policy.objective import ImitationObjective
+from navsim_recogdrive.policy.optimization import build_optimizer
+
+Batch = tuple[dict[str, Tensor], dict[str, Any]]
+
+
+class _AgentShell(pl.LightningModule):
+    """Names the planner ``agent.action_head``, so that checkpoints are those of the NAVSIM runner."""
+
+    def __init__(self, planner: DiffusionPlanner) -> None:
+        super().__init__()
+        self.action_head = planner
+
+
+class OfflineModule(pl.LightningModule):
+    """One planner under the imitation objective."""
+
+    def __init__(self, planner: DiffusionPlanner, objective: ImitationObjective, optimizer: OptimizerConfig) -> None:
+        super().__init__()
+        self.agent = _AgentShell(planner)
+        self._objective = objective
+        self._optimizer = optimizer
+
+    def _step(self, batch: Batch, stage: str) -> Tensor:
+        features, targets = batch
+        loss = self._objective.loss(features, targets, self._objective.predict(features))
+        size = len(targets["token"])
+        self.log(f"{stage}/loss", loss, on_step=True, on_epoch=True, prog_bar=True, sync_dist=True, batch_size=size)
+        return loss
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a training batch."""
+        return self._step(batch, "train")
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of a validation batch."""
+        return self._step(batch, "val")
+
+    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
+        """AdamW and its schedule."""
+        return build_optimizer(self.agent.action_head, self._optimizer)
+
+
+def train(
+    module: OfflineModule,
+    objective: ImitationObjective,
+    training: CachedScenes,
+    validation: CachedScenes,
+    dataloader: Mapping[str, Any],
+    trainer: Mapping[str, Any],
+) -> str:
+    """Train and return the path of the last checkpoint."""
+    runner = pl.Trainer(**trainer, callbacks=training_callbacks(objective.displacement))
+    runner.fit(
+        module,
+        DataLoader(training, shuffle=True, **dataloader),
+        DataLoader(validation, shuffle=False, **dataloader),
+    )
+    return last_checkpoint(runner)
+
+
+def last_checkpoint(trainer: pl.Trainer) -> str:
+    """Path of ``last.ckpt`` of a finished run."""
+    paths = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
+    return next(path for path in paths if path.endswith("last.ckpt"))

@@ -1,0 +1,1 @@
+"""ReCogDrivePolicy: Observation -> VLM -> planner -> PlannedTrajectory, and the imitation objective."""

@@ -1,0 +1,67 @@
+"""Callbacks of a training run, through NAVSIM's ``run_training.py`` or the offline loop."""
+
+from __future__ import annotations
+
+import logging
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+PUBLISHED_GRADIENT_CLIP = 1.0
+
+
+class RecipeCheck(pl.Callback):
+    """Says at the start where NAVSIM's trainer defaults differ from the published recipe; changes nothing."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warn once if gradients are not clipped as published."""
+        if trainer.is_global_zero and trainer.gradient_clip_val != PUBLISHED_GRADIENT_CLIP:
+            logger.warning(
+                "trainer.params.gradient_clip_val is %s, published is %s: add trainer.params.gradient_clip_val=%s",
+                trainer.gradient_clip_val,
+                PUBLISHED_GRADIENT_CLIP,
+                PUBLISHED_GRADIENT_CLIP,
+            )
+
+
+class ValidationDisplacement(pl.Callback):
+    """Logs ``val/ade`` and ``val/fde``: mean and final distance (metres) of planned from driven positions.
+
+    Unlike the loss they say how far the plans are off. The agent plans with each scene's own noise, so the numbers of
+    two epochs differ by the weights alone.
+    """
+
+    def __init__(self) -> None:
+        self._sums = torch.zeros(3)
+
+    def update(self, planned: Tensor, driven: Tensor) -> None:
+        """Add a batch of trajectories [B, 8, 3], metres."""
+        distance = (planned[..., :2].float() - driven[..., :2].float()).norm(dim=-1)
+        count = torch.full_like(distance[:, 0].sum(), len(distance))
+        batch = torch.stack([distance.mean(dim=1).sum(), distance[:, -1].sum(), count])
+        self._sums = self._sums.to(batch.device) + batch
+
+    def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Forget the last epoch."""
+        self._sums = torch.zeros(3, device=pl_module.device)
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the means over all scenes of all ranks."""
+        sums = trainer.strategy.reduce(self._sums.to(pl_module.device), reduce_op="sum")
+        pl_module.log("val/ade", sums[0] / sums[2], prog_bar=True)
+        pl_module.log("val/fde", sums[1] / sums[2])
+
+
+def training_callbacks(displacement: ValidationDisplacement) -> list[pl.Callback]:
+    """Recipe check, validation displacement, learning-rate monitor, best and last checkpoint."""
+    return [
+        RecipeCheck(),
+        displacement,
+        LearningRateMonitor(logging_interval="epoch"),
+        ModelCheckpoint(filename="best-{epoch:03d}", monitor="val/loss_epoch", mode="min", save_top_k=1),
+        ModelCheckpoint(filename="last", save_top_k=1, enable_version_counter=False),
+    ]

@@ -1,0 +1,92 @@
+"""Imitation learning of a policy on batches of features and targets, the same for every host."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from navsim_recogdrive.policy.callbacks import ValidationDisplacement
+from navsim_recogdrive.policy.configuration import ImitationConfig
+from navsim_recogdrive.policy.features import EGO_STATUS, HIDDEN_STATE, PAST_POSES, TOKEN, TRAJECTORY
+from navsim_recogdrive.policy.imitation import imitation_loss
+from navsim_recogdrive.policy.policy import ReCogDrivePolicy
+
+VALIDATION_SEED = 0
+"""Validation draws the same noise and timesteps in every epoch, so that its loss curve compares like with like."""
+
+
+class InvalidFeature(ValueError):
+    """A batch that training cannot use: features or a loss that are not finite; names the scenes."""
+
+
+class ImitationObjective:
+    """Predictions and loss of a batch.
+
+    Args:
+        policy: whose planner is trained.
+        config: draws per scene.
+    """
+
+    def __init__(self, policy: ReCogDrivePolicy, config: ImitationConfig) -> None:
+        self._policy = policy
+        self._config = config
+        self.displacement = ValidationDisplacement()
+
+    def predict(self, features: dict[str, Tensor]) -> dict[str, Any]:
+        """Condition of a batch; when the planner is not in training mode also a planned trajectory.
+
+        Args:
+            features: ``hidden_state`` [B, L, D], ``past_poses`` [B, 4, 3], ``ego_status`` [B, 8].
+
+        Returns:
+            ``condition``, which :meth:`loss` uses, and when evaluating ``trajectory`` [B, 8, 3] float32.
+        """
+        planner = self._policy.planner
+        condition = planner.condition(features[HIDDEN_STATE], features[PAST_POSES], features[EGO_STATUS])
+        predictions: dict[str, Any] = {"condition": condition}
+        if not planner.training:
+            samples = self._policy.sample(condition, features[PAST_POSES], features[EGO_STATUS])
+            predictions[TRAJECTORY] = samples[:, 0]
+        return predictions
+
+    def loss(self, features: dict[str, Tensor], targets: dict[str, Any], predictions: dict[str, Any]) -> Tensor:
+        """Imitation loss (scalar); evaluating, the displacement of the planned trajectory is recorded too.
+
+        Raises:
+            InvalidFeature: if the loss is not finite, naming the scenes whose features are to blame.
+        """
+        planner = self._policy.planner
+        loss = imitation_loss(
+            planner,
+            predictions["condition"],
+            targets[TRAJECTORY],
+            draws_per_scene=self._config.draws_per_scene,
+            generator=None if planner.training else torch.Generator().manual_seed(VALIDATION_SEED),
+        )
+        if not torch.isfinite(loss):
+            raise InvalidFeature(_describe_non_finite(features, targets, loss))
+        if TRAJECTORY in predictions:
+            self.displacement.update(predictions[TRAJECTORY], targets[TRAJECTORY])
+        return loss
+
+
+def _describe_non_finite(features: dict[str, Tensor], targets: dict[str, Any], loss: Tensor) -> str:
+    tokens = targets.get(TOKEN, [])
+    culprits = []
+    for name, values in {**features, TRAJECTORY: targets[TRAJECTORY]}.items():
+        finite = torch.isfinite(values).flatten(1).all(dim=1).tolist()
+        culprits += [
+            f"{name} of scene {token}" for token, is_finite in zip(tokens, finite, strict=False) if not is_finite
+        ]
+    if culprits:
+        return (
+            f"values that are not finite in: {', '.join(culprits)}. Delete these scenes' folders from the cache and "
+            "run the caching again with force_cache_computation=false."
+        )
+    return (
+        f"the loss is {loss.item()} although all features of the batch are finite (scenes {', '.join(tokens)}): "
+        "training has diverged. Use trainer.params.gradient_clip_val=1.0, a lower agent.optimizer.learning_rate, or "
+        "trainer.params.precision=bf16-mixed."
+    )

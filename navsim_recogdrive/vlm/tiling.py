@@ -1,0 +1,124 @@
+"""From one camera image to the square tiles that the vision tower reads.
+
+The image is stretched onto the grid of square tiles whose aspect ratio is closest to its own, cut row by row, and
+followed by a thumbnail of the whole (InternVL's dynamic resolution). Pillow's bicubic filter is part of the contract:
+other libraries' bicubic differs from it by up to 138 of 255 grey levels, and published weights are sensitive to that.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+def tile_grid(width: int, height: int, tile_size: int = 448, max_tiles: int = 12) -> tuple[int, int]:
+    """Choose the grid of tiles for an image.
+
+    Of all grids with 1 to ``max_tiles`` tiles the one with the closest aspect ratio wins. Grids of the same ratio
+    (1x1, 2x2, 3x3) are settled by area: the finer one is taken where the image has more than half its pixels.
+
+    Args:
+        width: image width in pixels.
+        height: image height in pixels.
+        tile_size: side of a tile in pixels.
+        max_tiles: most tiles in the grid, without the thumbnail.
+
+    Returns:
+        ``(columns, rows)``; ``(4, 2)`` for 1920x1080.
+
+    Raises:
+        ValueError: if a size is not positive.
+    """
+    if min(width, height, tile_size, max_tiles) < 1:
+        raise ValueError(
+            "width, height, tile_size and max_tiles must be positive, found "
+            f"{width}, {height}, {tile_size}, {max_tiles}"
+        )
+    grids = sorted(
+        ((columns, rows) for columns in range(1, max_tiles + 1) for rows in range(1, max_tiles // columns + 1)),
+        key=lambda grid: (grid[0] * grid[1], grid[0]),
+    )
+    best, best_difference = (1, 1), float("inf")
+    for columns, rows in grids:
+        difference = abs(width / height - columns / rows)
+        finer_is_worth_it = 2 * width * height > tile_size * tile_size * columns * rows
+        if difference < best_difference or (difference == best_difference and finer_is_worth_it):
+            best, best_difference = (columns, rows), difference
+    return best
+
+
+def tile_image(
+    image: NDArray[np.uint8], tile_size: int = 448, max_tiles: int = 12, thumbnail: bool = True
+) -> NDArray[np.uint8]:
+    """Cut an image into tiles.
+
+    Args:
+        image: ``[H, W, 3]`` uint8 RGB.
+        tile_size: side of a tile in pixels.
+        max_tiles: most tiles in the grid, without the thumbnail.
+        thumbnail: append the whole image, squeezed to one tile, where the grid has more than one tile.
+
+    Returns:
+        ``[T, tile_size, tile_size, 3]`` uint8: the grid row by row from the top left, then the thumbnail.
+        T is 9 for 1920x1080.
+
+    Raises:
+        ValueError: for anything but a non-empty uint8 RGB image.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ValueError(f"image must be uint8 RGB of shape [H, W, 3], found {image.dtype} {list(image.shape)}")
+    height, width = image.shape[:2]
+    columns, rows = tile_grid(width, height, tile_size, max_tiles)
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    stretched = _resize(picture, columns * tile_size, rows * tile_size)
+    tiles = stretched.reshape(rows, tile_size, columns, tile_size, 3).swapaxes(1, 2)
+    tiles = tiles.reshape(rows * columns, tile_size, tile_size, 3)
+    if thumbnail and len(tiles) > 1:
+        tiles = np.concatenate([tiles, _resize(picture, tile_size, tile_size)[None]])
+    return np.require(tiles, requirements=["C", "W"])  # Pillow's own array is read-only
+
+
+def normalize_tiles(tiles: Tensor) -> Tensor:
+    """Scale tiles to what the vision tower was trained on: ``(value / 255 - mean) / std`` with ImageNet's numbers.
+
+    Works on the tensor's own device, so that only bytes travel to an accelerator. The 3 x 256 possible results are
+    computed once on the CPU and looked up: bit-exact on every device, where a division by a constant is not.
+
+    Args:
+        tiles: ``[T, H, W, 3]`` uint8.
+
+    Returns:
+        ``[T, 3, H, W]`` float32, contiguous.
+
+    Raises:
+        ValueError: for another dtype or shape.
+    """
+    if tiles.dtype != torch.uint8 or tiles.ndim != 4 or tiles.shape[3] != 3:
+        raise ValueError(f"tiles must be uint8 of shape [T, H, W, 3], found {tiles.dtype} {list(tiles.shape)}")
+    table = _normalized_levels(tiles.device)
+    count, height, width = tiles.shape[:3]
+    planes = tiles.new_empty((count, 3, height, width), dtype=torch.float32)
+    for channel in range(3):
+        levels = tiles[..., channel].to(torch.int32)
+        planes[:, channel] = table[channel].index_select(0, levels.flatten()).view_as(levels)
+    return planes
+
+
+def _resize(picture: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
+    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+
+
+@cache
+def _normalized_levels(device: torch.device) -> Tensor:
+    levels = np.arange(256, dtype=np.float32) / np.float32(255)
+    mean = np.asarray(IMAGENET_MEAN, dtype=np.float32)[:, None]
+    std = np.asarray(IMAGENET_STD, dtype=np.float32)[:, None]
+    return torch.from_numpy((levels - mean) / std).to(device)

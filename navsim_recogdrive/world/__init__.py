@@ -1,0 +1,1 @@
+"""A synthetic driving world that NAVSIM reads like a real data set."""

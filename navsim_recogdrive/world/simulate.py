@@ -1,0 +1,233 @@
+"""One drive: the expert in traffic for some seconds, recorded at 2 Hz."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+from shapely import contains_properly
+from shapely.geometry import MultiPoint, Point, Polygon
+
+from navsim_recogdrive.world.expert import Expert
+from navsim_recogdrive.world.geometry import FloatArray, box_corners
+from navsim_recogdrive.world.pedestrians import PEDESTRIAN_SIZE_M
+from navsim_recogdrive.world.right_of_way import RightOfWay
+from navsim_recogdrive.world.road_network import LOCATIONS, RoadNetwork, build_network
+from navsim_recogdrive.world.traffic import STEP_S, Town
+from navsim_recogdrive.world.vehicles import EGO_LENGTH_M, EGO_REAR_AXLE_TO_CENTRE_M, EGO_WIDTH_M
+
+FRAME_INTERVAL_S = 0.5
+STEPS_PER_FRAME = round(FRAME_INTERVAL_S / STEP_S)
+WARM_UP_S = 9.0
+ANNOTATION_RADIUS_M = 90.0
+ATTEMPTS = 40
+
+
+@dataclass(frozen=True)
+class Agent:
+    """An annotated road user: box centre pose ``[3]`` (global), size, global velocity ``[2]``, NAVSIM's class name."""
+
+    track: str
+    kind: str
+    pose: FloatArray
+    length: float
+    width: float
+    height: float
+    velocity: FloatArray
+    colour: tuple[int, int, int]
+    braking: bool
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The world at one instant.
+
+    ``ego_pose [3]`` is the rear axle's global pose; ``ego_motion [4]`` is (vx, vy, ax, ay) in the ego frame;
+    ``lights`` maps (junction, group) to a colour; ``roadblocks`` is the route ahead, the current one first.
+    """
+
+    time: float
+    ego_pose: FloatArray
+    ego_motion: FloatArray
+    command: str
+    roadblocks: list[int]
+    agents: list[Agent]
+    lights: dict[tuple[int, int], str]
+
+
+@dataclass(frozen=True)
+class Drive:
+    """A recorded drive of one log."""
+
+    location: int
+    frames: list[Frame]
+
+
+class NoDriveFound(RuntimeError):
+    """No attempt gave a drive without fault; only an impossible density of traffic causes this."""
+
+
+@lru_cache(maxsize=4)
+def network_of(location: int, seed: int) -> RoadNetwork:
+    """The town of a location, built once per process."""
+    return build_network(LOCATIONS[location], seed)
+
+
+@lru_cache(maxsize=4)
+def _rules_of(location: int, seed: int) -> RightOfWay:
+    return RightOfWay(network_of(location, seed))
+
+
+def simulate_drive(seed: int, number: int, location: int, frames: int, vehicles: int, pedestrians: int) -> Drive:
+    """Drive ``number`` of the world with ``seed``: ``frames`` frames at 2 Hz in the town of ``location``.
+
+    An attempt in which the ego touches anything, leaves the drivable area or stands nearly all the time is thrown
+    away and made anew with the next random stream, so the result is a pure function of the arguments.
+
+    Raises:
+        NoDriveFound: after 40 attempts, naming the last reason.
+    """
+    network, rules = network_of(location, seed), _rules_of(location, seed)
+    reason = ""
+    for attempt in range(ATTEMPTS):
+        rng = np.random.default_rng([seed, 77, number, attempt])
+        recorded, reason = _attempt(network, rules, rng, frames, vehicles, pedestrians)
+        if recorded is not None:
+            return Drive(location, recorded)
+    raise NoDriveFound(
+        f"no faultless drive in {ATTEMPTS} attempts for log {number} (last: {reason}); use fewer vehicles "
+        f"(now {vehicles}) or pedestrians (now {pedestrians})"
+    )
+
+
+def _attempt(
+    network: RoadNetwork,
+    rules: RightOfWay,
+    rng: np.random.Generator,
+    frames: int,
+    vehicles: int,
+    pedestrians: int,
+) -> tuple[list[Frame] | None, str]:
+    town = Town(network, rules, rng)
+    lanes = list(network.lanes.values())
+    lane = lanes[int(rng.integers(len(lanes)))]
+    expert = Expert(town, lane, float(rng.uniform(8.0, lane.line.length - 30.0)), rng)
+    town.vehicles.append(expert.vehicle)
+    town.populate(town.pose(expert.vehicle)[:2], vehicles, pedestrians)
+    for vehicle in town.vehicles:
+        if vehicle.track == 0:
+            vehicle.track = len(town.vehicles)
+    silent_from = float(rng.uniform(0.0, 8.0 * frames * FRAME_INTERVAL_S))
+    warm_up = round(WARM_UP_S / STEP_S)
+    recorded: list[Frame] = []
+    segment = expert.vehicle.route[0]
+    for step in range(warm_up + (frames - 1) * STEPS_PER_FRAME + 1):
+        if expert.vehicle.route[0] != segment and expert.vehicle.lane_change is None:
+            expert.reconsider()
+        expert.plan()
+        segment = expert.vehicle.route[0]
+        if step >= warm_up:
+            agents = _agents(town)
+            fault = _fault(town, expert, agents)
+            if fault:
+                return None, fault
+            if (step - warm_up) % STEPS_PER_FRAME == 0:
+                recorded.append(_frame(town, expert, agents, len(recorded), silent_from))
+        town.step()
+    speeds = np.array([frame.ego_motion[0] for frame in recorded])
+    if (speeds < 0.3).mean() > 0.45:
+        return None, "the ego stood nearly all the time"
+    return recorded, ""
+
+
+def _agents(town: Town) -> list[Agent]:
+    ego = town.vehicles[0]
+    centre = town.pose(ego)[:2]
+    agents = []
+    for vehicle in town.vehicles[1:]:
+        pose = town.pose(vehicle)
+        direction = np.array([np.cos(pose[2]), np.sin(pose[2])])
+        pose[:2] += vehicle.centre_ahead * direction
+        agents.append(
+            Agent(
+                f"vehicle-{vehicle.track}",
+                "vehicle",
+                pose,
+                vehicle.length,
+                vehicle.width,
+                vehicle.height,
+                vehicle.speed * direction,
+                vehicle.colour,
+                vehicle.acceleration < -0.4 or vehicle.speed < 0.05,
+            )
+        )
+    for person in town.crowd.people:
+        pose = person.pose(town.network)
+        pace = 0.0 if person.waiting_for is not None else person.pace
+        agents.append(
+            Agent(
+                f"pedestrian-{person.track}",
+                "pedestrian",
+                pose,
+                *PEDESTRIAN_SIZE_M,
+                pace * np.array([np.cos(pose[2]), np.sin(pose[2])]),
+                person.colour,
+                False,
+            )
+        )
+    for car in town.parked:
+        agents.append(
+            Agent(
+                f"parked-{car.track}",
+                "vehicle",
+                car.pose,
+                car.length,
+                car.width,
+                car.height,
+                np.zeros(2),
+                car.colour,
+                False,
+            )
+        )
+    return [agent for agent in agents if np.hypot(*(agent.pose[:2] - centre)) < ANNOTATION_RADIUS_M]
+
+
+def ego_footprint(pose: FloatArray) -> FloatArray:
+    """Corners ``[..., 4, 2]`` of the ego vehicle whose rear axle is at ``pose [..., 3]``."""
+    centre = np.array(pose, dtype=np.float64)
+    centre[..., 0] += EGO_REAR_AXLE_TO_CENTRE_M * np.cos(pose[..., 2])
+    centre[..., 1] += EGO_REAR_AXLE_TO_CENTRE_M * np.sin(pose[..., 2])
+    return box_corners(centre, EGO_LENGTH_M, EGO_WIDTH_M)
+
+
+def _fault(town: Town, expert: Expert, agents: list[Agent]) -> str:
+    pose = town.pose(expert.vehicle)
+    corners = ego_footprint(pose)
+    if not contains_properly(town.network.drivable_area, MultiPoint(corners)):
+        return "the ego left the drivable area"
+    # A margin round the ego: near misses are no good examples either.
+    body = Polygon(corners).buffer(0.25)
+    for agent in agents:
+        near = np.hypot(*(agent.pose[:2] - pose[:2])) < 10.0
+        if near and body.intersects(Polygon(box_corners(agent.pose, agent.length, agent.width))):
+            return f"the ego touched {agent.track}"
+    return ""
+
+
+def _frame(town: Town, expert: Expert, agents: list[Agent], number: int, silent_from: float) -> Frame:
+    vehicle = expert.vehicle
+    pose = town.pose(vehicle)
+    curvature = town.line(vehicle).curvature_at(vehicle.s)
+    motion = np.array([vehicle.speed, 0.0, vehicle.acceleration, vehicle.speed**2 * curvature])
+    centre = Point(pose[:2])
+    lights = {
+        (node.id, group): town.signals.colour(node, group, town.time)
+        for node in town.network.junctions.values()
+        if node.signalised and centre.distance(Point(node.centre)) < 150.0
+        for group in (0, 1)
+    }
+    time = number * FRAME_INTERVAL_S
+    # Now and then the navigation has nothing to say for a few seconds.
+    silent = silent_from <= time < silent_from + 3.0
+    return Frame(time, pose, motion, "unknown" if silent else expert.command(), expert.roadblocks(), agents, lights)

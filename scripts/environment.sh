@@ -1,0 +1,79 @@
+# Sourced by the scripts that set up their own environment (quickstart.sh, test.sh, .ci/run). Defines:
+#
+#   prepare_environment EXTRAS   an environment with this package and EXTRAS (comma separated) installed
+#   find_navsim                  sets NAVSIM_SCRIPT_ROOT and NAVSIM_MAJOR if NAVSIM can be used, else returns 1
+#
+# The active virtual or conda environment is used where there is one. Otherwise .venv in the repository is made; it sees
+# the packages of the Python it was made with, so that an already installed NAVSIM, torch or driver build is used.
+
+REPOSITORY_ROOT="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+# The torch that is installed where there is none: the version this package is tested with. Set TORCH to choose another,
+# for example TORCH="torch==2.9.1", or install torch yourself first.
+TORCH="${TORCH:-torch==2.13.0}"
+
+say() { printf '\033[1m==> %s\033[0m\n' "$*"; }
+
+# The Python to build .venv from: the first that is new enough.
+_base_python() {
+    local candidate
+    for candidate in "${PYTHON:-}" python3 python python3.13 python3.12 python3.11 python3.10; do
+        if [[ -n $candidate ]] && command -v "$candidate" >/dev/null &&
+            "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+            echo "$candidate"
+            return
+        fi
+    done
+    echo "navsim-recogdrive needs Python 3.10 or newer; none was found (set PYTHON=/path/to/python3)" >&2
+    return 1
+}
+
+prepare_environment() {
+    local extras="$1" base
+    if [[ -z ${VIRTUAL_ENV:-} && -z ${CONDA_PREFIX:-} ]]; then
+        if [[ ! -x $REPOSITORY_ROOT/.venv/bin/python ]]; then
+            base="$(_base_python)"
+            say "Making a virtual environment in .venv"
+            "$base" -m venv --system-site-packages "$REPOSITORY_ROOT/.venv"
+        fi
+        # shellcheck disable=SC1091
+        source "$REPOSITORY_ROOT/.venv/bin/activate"
+    fi
+    python -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+        echo "the active environment has $(python --version); navsim-recogdrive needs Python 3.10 or newer" >&2
+        return 1
+    }
+    # Installed once per change of the requirements: a second run starts at once.
+    local stamp want
+    stamp="$(python -c 'import sys; print(sys.prefix)')/.navsim-recogdrive"
+    want="$REPOSITORY_ROOT $extras $(cksum <"$REPOSITORY_ROOT/setup.py")"
+    if [[ ! -f $stamp ]] || ! grep -qxF "$want" "$stamp"; then
+        say "Installing navsim-recogdrive[$extras] and its requirements"
+        python -c 'import torch' 2>/dev/null || python -m pip install --quiet "$TORCH"
+        python -m pip install --quiet --editable "$REPOSITORY_ROOT[$extras]"
+        echo "$want" >>"$stamp" 2>/dev/null || true
+    fi
+}
+
+# Importable as it is, or from NAVSIM_DEVKIT_ROOT (and NUPLAN_DEVKIT_ROOT where nuPlan is not installed).
+find_navsim() {
+    local found
+    if [[ -n ${NAVSIM_DEVKIT_ROOT:-} ]]; then
+        if [[ ! -f $NAVSIM_DEVKIT_ROOT/navsim/agents/abstract_agent.py ]]; then
+            echo "NAVSIM_DEVKIT_ROOT=$NAVSIM_DEVKIT_ROOT is not a NAVSIM checkout (no navsim/agents/abstract_agent.py)" >&2
+            return 2
+        fi
+        export PYTHONPATH="$NAVSIM_DEVKIT_ROOT${NUPLAN_DEVKIT_ROOT:+:$NUPLAN_DEVKIT_ROOT}${PYTHONPATH:+:$PYTHONPATH}"
+    fi
+    found="$(python - 2>/dev/null <<'PYTHON'
+import importlib.util, pathlib
+if importlib.util.find_spec("nuplan") and importlib.util.find_spec("navsim.agents.abstract_agent"):
+    root = pathlib.Path(importlib.util.find_spec("navsim.planning.script").origin).parent
+    print(2 if (root / "run_pdm_score_one_stage.py").is_file() else 1, root)
+PYTHON
+)" || found=""
+    [[ -n $found ]] || return 1
+    NAVSIM_MAJOR="${found%% *}"
+    NAVSIM_SCRIPT_ROOT="${found#* }"
+    export NAVSIM_MAJOR NAVSIM_SCRIPT_ROOT
+}

@@ -1,0 +1,136 @@
+#!/usr/bin/env bash
+# The whole road at tiny size, on CPU, in a few minutes: a synthetic driving world, a tiny random VLM, then NAVSIM's own
+# runners with agent=recogdrive_2b: cache hidden states, train, cache metrics, score, write a submission.
+#
+#   bash scripts/quickstart.sh [--offline]
+#
+#   --offline   do not use or install NAVSIM; run the same stages on the same world with navsim_recogdrive.offline
+#
+# NAVSIM is used if it is importable; else NAVSIM_DEVKIT_ROOT (and NUPLAN_DEVKIT_ROOT); else it is installed from its
+# repositories; where that fails, the script says so and goes on in offline mode.
+#
+# Environment: QUICKSTART_DIR (default outputs/quickstart): everything is written there. A second run reuses the world,
+# the VLM and the caches that are complete.
+set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/environment.sh
+source scripts/environment.sh
+SECONDS=0
+OFFLINE=false
+case "${1:-}" in
+    --offline) OFFLINE=true ;;
+    "") ;;
+    *) echo "unknown option $1 (see --help)" >&2; exit 2 ;;
+esac
+OUT="$(mkdir -p "${QUICKSTART_DIR:-outputs/quickstart}" && cd "${QUICKSTART_DIR:-outputs/quickstart}" && pwd)"
+
+stage() { say "[$((SECONDS / 60))m$(printf %02d $((SECONDS % 60)))s] $*"; }
+
+install_navsim() {
+    # One quick question first, so that a machine without a way there does not wait for pip's retries.
+    GIT_TERMINAL_PROMPT=0 timeout 30 git ls-remote --exit-code https://github.com/autonomousvision/navsim v2.2 \
+        >/dev/null 2>&1 || return 1
+    say "Installing NAVSIM and nuplan-devkit from their repositories"
+    python -m pip install --quiet --no-deps -r requirements/devkits.txt || return 1
+}
+
+prepare_environment quickstart
+MODE=navsim
+if $OFFLINE; then
+    MODE=offline
+elif ! find_navsim; then
+    if ! { install_navsim && find_navsim; }; then
+        say "NAVSIM is not installed and its repositories cannot be reached: running offline, with the world's own scores"
+        MODE=offline
+    fi
+fi
+[[ $MODE == offline ]] || prepare_environment quickstart,navsim
+
+stage "Making the synthetic world"
+python -m navsim_recogdrive.world make "$OUT/world" --preset quickstart
+export OPENSCENE_DATA_ROOT="$OUT/world" NUPLAN_MAPS_ROOT="$OUT/world/maps" VLM_PATH="$OUT/tiny_vlm"
+TRAIN_LOGS="$(python -m navsim_recogdrive.world logs "$OUT/world" --split train)"
+VAL_LOGS="$(python -m navsim_recogdrive.world logs "$OUT/world" --split val)"
+
+if [[ ! -f $VLM_PATH/config.json ]]; then
+    stage "Writing a tiny randomly initialised VLM"
+    python -m navsim_recogdrive.vlm.tiny_checkpoint "$VLM_PATH" --hidden-size 64 --tile-size 112
+fi
+
+# recogdrive_2b at a size that trains on two CPU cores. 112-pixel tiles give 16 image tokens each in place of 256, so a
+# prompt has about 630 tokens in place of 2791.
+AGENT=(
+    agent=recogdrive_2b
+    agent.vlm.dtype=float32 agent.vlm.hidden_length=640
+    agent.planner.hidden_state_size=64 agent.planner.num_heads=4 agent.planner.head_dim=16 agent.planner.num_layers=4
+    agent.planner.output_size=64 agent.planner.mlp_hidden_size=128
+    agent.imitation.draws_per_scene=8 agent.optimizer.learning_rate=1e-3
+)
+TRAINER=(
+    "trainer.params.max_epochs=${QUICKSTART_EPOCHS:-30}" trainer.params.accelerator=cpu trainer.params.precision=32
+    trainer.params.gradient_clip_val=1.0 dataloader.params.batch_size=16
+)
+LOGS=("train_logs=[$TRAIN_LOGS]" "val_logs=[$VAL_LOGS]")
+
+if [[ $MODE == offline ]]; then
+    offline() { python -m navsim_recogdrive.offline "output_dir=$OUT/offline" "${AGENT[@]}" "$@"; }
+    stage "Caching hidden states"
+    offline stage=cache "${LOGS[@]}"
+    stage "Training the planner by imitation"
+    rm -rf "$OUT/offline/lightning_logs"
+    offline stage=train "${LOGS[@]}" "${TRAINER[@]}"
+    stage "Scoring with the world's own scores"
+    CHECKPOINT="$(find "$OUT/offline" -name last.ckpt | head -n 1)"
+    offline stage=score "agent.checkpoint_path='$CHECKPOINT'"
+    stage "Done. Everything is in $OUT"
+    exit 0
+fi
+
+export NAVSIM_EXP_ROOT="$OUT/navsim_v$NAVSIM_MAJOR" NAVSIM_DEVKIT_ROOT="${NAVSIM_DEVKIT_ROOT:-${NAVSIM_SCRIPT_ROOT%/navsim/planning/script}}"
+EVERY_FRAME=train_test_split.scene_filter.frame_interval=1
+CACHE="$NAVSIM_EXP_ROOT/training_cache"
+METRIC_CACHE="$NAVSIM_EXP_ROOT/metric_cache"
+if [[ $NAVSIM_MAJOR -ge 2 ]]; then
+    SCORE=run_pdm_score_one_stage.py METRIC_CACHE_OPTION="metric_cache_path=$METRIC_CACHE"
+    SUBMISSION_EXTRA=("+train_test_split.scene_filter.reactive_synthetic_initial_tokens=[]")
+else
+    SCORE=run_pdm_score.py METRIC_CACHE_OPTION="cache.cache_path=$METRIC_CACHE" SUBMISSION_EXTRA=()
+fi
+navsim() { local script="$1"; shift; python "$NAVSIM_SCRIPT_ROOT/$script" "$@"; }
+newest() { find "$NAVSIM_EXP_ROOT/$1" -name "$2" -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-; }
+
+stage "NAVSIM v$NAVSIM_MAJOR: run_dataset_caching.py agent=recogdrive_2b"
+navsim run_dataset_caching.py "${AGENT[@]}" train_test_split=trainval "$EVERY_FRAME" worker=sequential \
+    experiment_name=caching "cache_path=$CACHE" force_cache_computation=false
+
+stage "NAVSIM v$NAVSIM_MAJOR: run_training.py agent=recogdrive_2b"
+navsim run_training.py "${AGENT[@]}" "${TRAINER[@]}" "${LOGS[@]}" train_test_split=trainval experiment_name=training \
+    "cache_path=$CACHE" use_cache_without_dataset=true force_cache_computation=false trainer.params.strategy=auto \
+    dataloader.params.num_workers=1 dataloader.params.pin_memory=false
+CHECKPOINT="$(newest training last.ckpt)"
+
+stage "NAVSIM v$NAVSIM_MAJOR: run_metric_caching.py"
+navsim run_metric_caching.py train_test_split=test "$EVERY_FRAME" worker=sequential "$METRIC_CACHE_OPTION"
+
+score() {
+    local name="$1"
+    shift
+    stage "NAVSIM v$NAVSIM_MAJOR: $SCORE $1"
+    navsim "$SCORE" "$@" train_test_split=test "$EVERY_FRAME" worker=sequential "experiment_name=score_$name" \
+        "metric_cache_path=$METRIC_CACHE"
+}
+score human agent=human_agent
+score constant_velocity agent=constant_velocity_agent
+score recogdrive "${AGENT[@]}" "agent.checkpoint_path='$CHECKPOINT'"
+
+stage "NAVSIM v$NAVSIM_MAJOR: run_create_submission_pickle.py"
+navsim run_create_submission_pickle.py "${AGENT[@]}" "agent.checkpoint_path='$CHECKPOINT'" train_test_split=test \
+    "$EVERY_FRAME" experiment_name=submission team_name=quickstart authors=quickstart email=none institution=none \
+    country=none "${SUBMISSION_EXTRA[@]}"
+
+stage "Done. Scores of NAVSIM v$NAVSIM_MAJOR on the world's test split:"
+python scripts/score_table.py human="$(newest score_human '*.csv')" \
+    "constant velocity"="$(newest score_constant_velocity '*.csv')" \
+    "recogdrive_2b (tiny, ${QUICKSTART_EPOCHS:-30} epochs)"="$(newest score_recogdrive '*.csv')"
+echo "Submission: $(newest submission submission.pkl)"

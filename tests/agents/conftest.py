@@ -1,0 +1,66 @@
+"""Agents at tiny size, inside the synthetic world."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+TINY_PLANNER = {
+    "hidden_state_size": 32,
+    "num_heads": 2,
+    "head_dim": 16,
+    "num_layers": 2,
+    "output_size": 32,
+    "mlp_hidden_size": 32,
+}
+
+
+@pytest.fixture
+def make_agent(tiny_vlm: Path) -> Callable[..., Any]:
+    """``make_agent(**settings)``: a ReCogDriveAgent with a tiny planner and the tiny VLM."""
+
+    def make(**settings: Any) -> Any:
+        from navsim_recogdrive.agents.recogdrive_agent import ReCogDriveAgent, TrajectorySampling
+
+        vlm = {"path": str(tiny_vlm), "hidden_length": 640, "dtype": "float32", **settings.pop("vlm", {})}
+        planner = {**TINY_PLANNER, **settings.pop("planner", {})}
+        sampling = settings.pop("trajectory_sampling", TrajectorySampling(time_horizon=4, interval_length=0.5))
+        return ReCogDriveAgent(sampling, vlm=vlm, planner=planner, device="cpu", **settings)
+
+    return make
+
+
+@pytest.fixture
+def navsim_world(tiny_world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The world of seconds, with NAVSIM's environment variables set to it."""
+    monkeypatch.setenv("OPENSCENE_DATA_ROOT", str(tiny_world))
+    monkeypatch.setenv("NUPLAN_MAPS_ROOT", str(tiny_world / "maps"))
+    return tiny_world
+
+
+@pytest.fixture
+def scene_loader(navsim_world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """``scene_loader(split, sensor_config)``: NAVSIM's SceneLoader on the world, any version."""
+    from navsim.common import dataclasses, dataloader
+
+    for module in (dataclasses, dataloader):  # read from the environment when NAVSIM was imported
+        for name in ("OPENSCENE_DATA_ROOT", "NUPLAN_MAPS_ROOT"):
+            value = {"OPENSCENE_DATA_ROOT": str(navsim_world), "NUPLAN_MAPS_ROOT": str(navsim_world / "maps")}[name]
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, value)
+
+    def make(split: str, sensor_config: Any) -> Any:
+        from navsim_recogdrive.agents.compat import NAVSIM_MAJOR
+
+        blobs = "original_sensor_path" if NAVSIM_MAJOR >= 2 else "sensor_blobs_path"
+        return dataloader.SceneLoader(
+            data_path=navsim_world / "navsim_logs" / split,
+            scene_filter=dataclasses.SceneFilter(frame_interval=1, num_future_frames=10),
+            sensor_config=sensor_config,
+            **{blobs: navsim_world / "sensor_blobs" / split},
+        )
+
+    return make
