@@ -48,10 +48,9 @@ fi
 [[ $MODE == offline ]] || prepare_environment quickstart,navsim
 
 stage "Making the synthetic world"
-python -m navsim_recogdrive.world make "$OUT/world" --preset quickstart
+python -m navsim_recogdrive.world "$OUT/world" --preset quickstart
 export OPENSCENE_DATA_ROOT="$OUT/world" NUPLAN_MAPS_ROOT="$OUT/world/maps" VLM_PATH="$OUT/tiny_vlm"
-TRAIN_LOGS="$(python -m navsim_recogdrive.world logs "$OUT/world" --split train)"
-VAL_LOGS="$(python -m navsim_recogdrive.world logs "$OUT/world" --split val)"
+logs() { python -c 'import json, sys; print(",".join(json.load(open(sys.argv[1]))[sys.argv[2] + "_logs"]))' "$OUT/world/world.json" "$1"; }
 
 if [[ ! -f $VLM_PATH/config.json ]]; then
     stage "Writing a tiny randomly initialised VLM"
@@ -71,7 +70,7 @@ TRAINER=(
     "trainer.params.max_epochs=${QUICKSTART_EPOCHS:-30}" trainer.params.accelerator=cpu trainer.params.precision=32
     trainer.params.gradient_clip_val=1.0 dataloader.params.batch_size=16
 )
-LOGS=("train_logs=[$TRAIN_LOGS]" "val_logs=[$VAL_LOGS]")
+LOGS=("train_logs=[$(logs train)]" "val_logs=[$(logs val)]")
 
 if [[ $MODE == offline ]]; then
     offline() { python -m navsim_recogdrive.offline "output_dir=$OUT/offline" "${AGENT[@]}" "$@"; }

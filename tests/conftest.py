@@ -51,7 +51,7 @@ def tiny_world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The ``seconds`` preset of the synthetic world on disk."""
     root = tmp_path_factory.mktemp("world") / "openscene"
     subprocess.run(
-        [sys.executable, "-m", "navsim_recogdrive.world", "make", str(root), "--preset", "seconds"],
+        [sys.executable, "-m", "navsim_recogdrive.world", str(root), "--preset", "seconds"],
         check=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])},
     )

@@ -30,7 +30,7 @@ from navsim_recogdrive.policy.backbones import SharedBackbone, resolve_device
 from navsim_recogdrive.policy.callbacks import training_callbacks
 from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig, build_settings
 from navsim_recogdrive.policy.objective import ImitationObjective
-from navsim_recogdrive.policy.optimization import build_optimizer
+from navsim_recogdrive.policy.optimization import lightning_optimizers
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
 
 
@@ -136,13 +136,7 @@ class ReCogDriveAgent(AbstractAgent):
         Raises:
             InvalidSetting: if the number of epochs is neither configured nor known from the trainer.
         """
-        optimizer = self.config.optimizer
-        if optimizer.epochs is None or optimizer.epochs < 1:
-            raise InvalidSetting(
-                f"the learning-rate schedule needs the number of epochs, found {optimizer.epochs}: set "
-                "trainer.params.max_epochs=N (or agent.optimizer.epochs=N)"
-            )
-        return build_optimizer(self.action_head, optimizer)
+        return lightning_optimizers(self.action_head, self.config.optimizer)
 
     def get_training_callbacks(self) -> list[pl.Callback]:
         """Checkpoints (last and best), learning rate, validation displacement, and a check of the trainer's recipe."""

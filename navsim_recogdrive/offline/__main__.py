@@ -19,7 +19,7 @@ from navsim_recogdrive.policy.backbones import SharedBackbone, resolve_device
 from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig
 from navsim_recogdrive.policy.objective import ImitationObjective
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
-from navsim_recogdrive.world.scenes import load_scenes, world_logs
+from navsim_recogdrive.world.scenes import WorldScene, load_scenes
 
 logger = logging.getLogger(__name__)
 
@@ -36,17 +36,19 @@ def _policy(cfg: DictConfig) -> tuple[ReCogDrivePolicy, PolicyConfig]:
     return ReCogDrivePolicy(planner, SharedBackbone(config.vlm, config.device), config.sampling), config
 
 
+def _scenes(cfg: DictConfig, part: str) -> list[WorldScene]:
+    logs = cfg[f"{part}_logs"]
+    return load_scenes(cfg.world_root, part if logs is None else "trainval", None if logs is None else list(logs))
+
+
 @hydra.main(config_path="pkg://navsim_recogdrive.configs", config_name="offline", version_base=None)
 def main(cfg: DictConfig) -> None:
     """Run one stage."""
     pl.seed_everything(cfg.seed, workers=True)
-    root, cache_path, output_dir = Path(cfg.world_root), Path(cfg.cache_path), Path(cfg.output_dir)
-    logs = world_logs(root)
-    train_logs = list(cfg.train_logs or logs.train)
-    val_logs = list(cfg.val_logs or logs.val)
+    cache_path, output_dir = Path(cfg.cache_path), Path(cfg.output_dir)
     policy, config = _policy(cfg)
     if cfg.stage == "cache":
-        scenes = load_scenes(root, "trainval", train_logs + val_logs)
+        scenes = _scenes(cfg, "train") + _scenes(cfg, "val")
         computed = cache_scenes(scenes, policy.backbone, cache_path)
         logger.info("Cached %d scenes now, %d in all, in %s", computed, len(scenes), cache_path)
     elif cfg.stage == "train":
@@ -54,8 +56,8 @@ def main(cfg: DictConfig) -> None:
         checkpoint = train(
             OfflineModule(policy.planner, objective, config.optimizer),
             objective,
-            CachedScenes(load_scenes(root, "trainval", train_logs), cache_path),
-            CachedScenes(load_scenes(root, "trainval", val_logs), cache_path),
+            CachedScenes(_scenes(cfg, "train"), cache_path),
+            CachedScenes(_scenes(cfg, "val"), cache_path),
             cfg.dataloader.params,
             cfg.trainer.params,
         )
@@ -65,7 +67,7 @@ def main(cfg: DictConfig) -> None:
             raise InvalidSetting("stage=score needs agent.checkpoint_path=FILE (stage=train names its last.ckpt)")
         policy.planner.to(resolve_device(config.device)).eval()
         agents = {"human": human, "constant_velocity": constant_velocity, "recogdrive": policy_planner(policy)}
-        table = score_agents(load_scenes(root, "test"), agents, output_dir)
+        table = score_agents(load_scenes(cfg.world_root, "test"), agents, output_dir)
         logger.info("World scores (not PDM scores), means over the test scenes:\n%s", table.round(4).to_string())
     else:
         raise InvalidSetting(f"stage must be cache, train or score, found {cfg.stage!r}")

@@ -48,7 +48,8 @@ def score_agents(scenes: Sequence[WorldScene], agents: Mapping[str, Planner], ou
         rows = []
         for scene in tqdm(scenes, desc=f"World scores of {name}", unit="scene"):
             scores = score(scene, plan(scene)[None])
-            rows.append({"token": scene.token, **{key: float(value[0]) for key, value in asdict(scores).items()}})
+            parts = {**asdict(scores), "score": scores.score}
+            rows.append({"token": scene.token, **{key: float(value[0]) for key, value in parts.items()}})
         table = pd.DataFrame(rows)
         output_dir.mkdir(parents=True, exist_ok=True)
         table.to_csv(output_dir / f"world_scores_{name}.csv", index=False)

@@ -14,7 +14,7 @@ from navsim_recogdrive.planner.planner import DiffusionPlanner
 from navsim_recogdrive.policy.callbacks import training_callbacks
 from navsim_recogdrive.policy.configuration import OptimizerConfig
 from navsim_recogdrive.policy.objective import ImitationObjective
-from navsim_recogdrive.policy.optimization import build_optimizer
+from navsim_recogdrive.policy.optimization import lightning_optimizers
 
 Batch = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -51,9 +51,9 @@ class OfflineModule(pl.LightningModule):
         """Loss of a validation batch."""
         return self._step(batch, "val")
 
-    def configure_optimizers(self) -> dict[str, Any]:  # type: ignore[override]
+    def configure_optimizers(self) -> dict[str, Any]:
         """AdamW and its schedule."""
-        return build_optimizer(self.agent.action_head, self._optimizer)
+        return lightning_optimizers(self, self._optimizer)
 
 
 def train(

@@ -1,18 +1,20 @@
 """Reading planner weights: published Lightning checkpoints, our own, plain state dicts and safetensors files.
 
-A planner's entries may stand behind a prefix (``agent.action_head.`` in a Lightning checkpoint). Loading is strict: what
-does not fit is listed, with a guess at the cause.
+A planner's entries may stand behind a prefix (``agent.action_head.`` in a Lightning checkpoint). Loading is strict:
+what does not fit is listed, with a guess at the cause.
 """
 
 from __future__ import annotations
 
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -141,15 +143,23 @@ def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"no planner checkpoint at {path}")
     if path.suffix == ".safetensors":
-        return load_file(path)
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise PlannerCheckpointError(f"{path} cannot be read, was its download cut short? {error}") from error
     try:
         # Mapped into memory, so that a checkpoint's optimiser states are not read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+    except pickle.UnpicklingError as error:
+        # torch's own text advises weights_only=False, which runs whatever code the file names.
+        found = re.search(r"GLOBAL (\S+)", str(error))
         raise PlannerCheckpointError(
-            f"{path} cannot be read as tensors only (weights_only=True): {error}\n"
-            "If it is a checkpoint you trust that stores other objects too, save its state dict as .safetensors first."
+            f"{path} cannot be read as tensors only (weights_only=True)"
+            + (f": it stores an object of {found[1]}" if found else "")
+            + ". If you trust where it comes from, save its state dict alone as .safetensors and load that."
         ) from error
+    except (RuntimeError, EOFError) as error:
+        raise PlannerCheckpointError(f"{path} cannot be read, was its download cut short? {error}") from error
     if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     if not isinstance(content, Mapping):
@@ -160,8 +170,9 @@ def _read(path: Path) -> dict[str, Tensor]:
 def _find_prefix(state: Mapping[str, Tensor], name: str) -> str:
     found = [key.removesuffix(MARKER) for key in state if key == MARKER or key.endswith("." + MARKER)]
     found = [prefix for prefix in found if not prefix.endswith(REFERENCE_PREFIX)]
-    if len(found) > 1:
-        found = [prefix for prefix in found if prefix.endswith("action_head.")]
+    heads = [prefix for prefix in found if prefix.endswith("action_head.")]
+    if len(found) > 1 and len(heads) == 1:
+        return heads[0]
     if len(found) != 1:
         groups = sorted({".".join(key.split(".")[:2]) for key in state})
         raise PlannerCheckpointError(

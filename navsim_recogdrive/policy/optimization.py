@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
+from typing import Any
 
 from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-ADAMW_BETAS = (0.9, 0.95)
+from navsim_recogdrive.policy.configuration import InvalidSetting, OptimizerConfig
 
 
 def learning_rate(epoch: int, *, peak: float, floor: float, epochs: int, warmup_epochs: int) -> float:
@@ -17,7 +19,8 @@ def learning_rate(epoch: int, *, peak: float, floor: float, epochs: int, warmup_
 
     ``peak * (epoch + 1) / warmup_epochs`` while ``epoch < warmup_epochs``, then
     ``floor + (peak - floor) (1 + cos(pi (epoch - warmup_epochs) / (epochs - warmup_epochs))) / 2``. The floor is
-    reached in epoch ``epochs``, the one after the last; beyond it the cosine rises again, as published.
+    reached in epoch ``epochs``, the one after the last; beyond it the cosine rises again, as published. A run that is
+    not longer than its warm-up never leaves it.
 
     Args:
         epoch: counted from 0.
@@ -28,51 +31,46 @@ def learning_rate(epoch: int, *, peak: float, floor: float, epochs: int, warmup_
     """
     if epoch < warmup_epochs:
         return peak * (epoch + 1) / warmup_epochs
+    if epochs <= warmup_epochs:
+        return peak
     progress = (epoch - warmup_epochs) / (epochs - warmup_epochs)
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizer(
-    parameters: Iterable[nn.Parameter],
-    *,
-    learning_rate_peak: float = 1e-4,
-    learning_rate_floor: float = 1e-6,
-    epochs: int = 200,
-    warmup_epochs: int = 3,
-    weight_decay: float = 1e-4,
-) -> tuple[AdamW, LambdaLR]:
+def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> tuple[AdamW, LambdaLR]:
     """AdamW over the trainable parameters and its schedule, stepped once per epoch.
-
-    The defaults are the published imitation stage (200 epochs, 3 of warm-up, floor 1e-6); the reinforcement stage uses
-    10 epochs, no warm-up, floor 0.
 
     Args:
         parameters: frozen ones (such as DDIM's eta) are left out.
-        learning_rate_peak: highest learning rate.
-        learning_rate_floor: lowest learning rate.
-        epochs: epochs of the whole run.
-        warmup_epochs: epochs of linear warm-up, fewer than ``epochs``.
-        weight_decay: AdamW's, on all parameters.
+        config: rates, warm-up, decay and the number of epochs.
 
     Returns:
         The optimiser and a scheduler whose ``step()`` belongs at the end of every epoch.
 
     Raises:
-        ValueError: for a run without epochs after its warm-up, or without trainable parameters.
+        InvalidSetting: if the number of epochs is unknown.
+        ValueError: without trainable parameters.
     """
-    if not 0 <= warmup_epochs < epochs:
-        raise ValueError(f"warmup_epochs must lie in 0..{epochs - 1} for {epochs} epochs, found {warmup_epochs}")
+    if config.epochs is None or config.epochs < 1:
+        raise InvalidSetting(
+            f"the learning-rate schedule needs the number of epochs, found {config.epochs}: set "
+            "trainer.params.max_epochs=N (or agent.optimizer.epochs=N)"
+        )
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     if not trainable:
         raise ValueError("no parameter is trainable: every one has requires_grad=False")
-    optimizer = AdamW(trainable, lr=learning_rate_peak, betas=ADAMW_BETAS, weight_decay=weight_decay)
+    optimizer = AdamW(trainable, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    curve = partial(
+        learning_rate,
+        peak=config.learning_rate,
+        floor=config.min_learning_rate,
+        epochs=config.epochs,
+        warmup_epochs=config.warmup_epochs,
+    )
+    return optimizer, LambdaLR(optimizer, lambda epoch: curve(epoch) / config.learning_rate)
 
-    def factor(epoch: int) -> float:
-        return (
-            learning_rate(
-                epoch, peak=learning_rate_peak, floor=learning_rate_floor, epochs=epochs, warmup_epochs=warmup_epochs
-            )
-            / learning_rate_peak
-        )
 
-    return optimizer, LambdaLR(optimizer, factor)
+def lightning_optimizers(module: nn.Module, config: OptimizerConfig) -> dict[str, Any]:
+    """What Lightning's ``configure_optimizers`` returns: the optimiser, and its schedule stepped once per epoch."""
+    optimizer, scheduler = build_optimizer(module.parameters(), config)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}

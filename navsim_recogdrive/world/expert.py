@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from navsim_recogdrive.world.geometry import Polyline, smoothstep, wrap_angle
-from navsim_recogdrive.world.road_network import Connector, Lane
+from navsim_recogdrive.world.road_network import TURNS, Connector, Lane
 from navsim_recogdrive.world.traffic import Town
 from navsim_recogdrive.world.vehicles import (
     EGO_HEIGHT_M,
@@ -20,14 +20,18 @@ from navsim_recogdrive.world.vehicles import (
 
 COMMAND_DISTANCE_M = 25.0
 COMMAND_TURN_RAD = 0.45
-LANE_CHANGE_S = 4.2
-LANE_CHANGE_M = (24.0, 48.0)
+LANE_CHANGE_S = 3.8
+LANE_CHANGE_M = (22.0, 44.0)
 
 
 class Expert:
-    """Drives one vehicle of a town. Create it before the first step, call :meth:`plan` before every step."""
+    """Drives one vehicle of a town. Create it before the first step, call :meth:`plan` before every step.
 
-    def __init__(self, town: Town, lane: Lane, s: float, rng: np.random.Generator) -> None:
+    Its turns are wished for in the cyclic order of ``TURNS`` from number ``first_turn`` on, so that a world has about
+    as many of each; where a turn does not exist, one that does is drawn at random.
+    """
+
+    def __init__(self, town: Town, lane: Lane, s: float, rng: np.random.Generator, first_turn: int) -> None:
         self._town = town
         self._rng = rng
         style = DriverStyle(
@@ -53,8 +57,7 @@ class Expert:
             speed=float(rng.uniform(3.0, 8.0)),
         )
         self._wanted_turn: str | None = None
-        self.path: list[tuple[int, Polyline]] = []
-        """Segments driven to their end so far, with the lines actually driven."""
+        self._wish = first_turn
 
     def plan(self) -> None:
         """Extend the route, and start a lane change where the next turn needs one and the road is free."""
@@ -64,9 +67,9 @@ class Expert:
         if not isinstance(here, Lane) or vehicle.lane_change is not None or self._wanted_turn is None:
             return
         length = float(np.clip(LANE_CHANGE_S * vehicle.speed, *LANE_CHANGE_M))
-        if vehicle.s + length > here.line.length - 22.0:
+        if vehicle.s + length > here.line.length - 12.0:
             self._wanted_turn = None
-        elif vehicle.s > 6.0 and vehicle.speed > 3.0:
+        elif vehicle.s > 3.0 and vehicle.speed > 3.0:
             other = self._town.network.neighbour(here)
             if self._free(other, self._town.occupancy()):
                 vehicle.lane_change = _lane_change(here, other, vehicle.s, length)
@@ -93,7 +96,12 @@ class Expert:
                 options = [option for option in options if option.turn == turn] or options
             elif len(route) == 1:
                 elsewhere = [option.turn for option in network.outgoing[network.neighbour(last).id]]
-                wish = str(self._rng.choice(sorted({o.turn for o in options} | set(elsewhere))))
+                wish = TURNS[self._wish % len(TURNS)]
+                possible = sorted({option.turn for option in options} | set(elsewhere))
+                if wish in possible:
+                    self._wish += 1
+                else:
+                    wish = str(self._rng.choice(possible))
                 if all(option.turn != wish for option in options):
                     self._wanted_turn = wish
                 else:

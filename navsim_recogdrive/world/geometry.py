@@ -6,6 +6,7 @@ Lengths in metres, angles in radians, x to the east and y to the north where a f
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -89,6 +90,30 @@ class Polyline:
                 np.interp(s, self.s, self.heading),
             ],
             axis=-1,
+        )
+
+    @cached_property
+    def _samples(self) -> tuple[list[float], list[float], list[float], list[float]]:
+        return self.s.tolist(), self.points[:, 0].tolist(), self.points[:, 1].tolist(), self.heading.tolist()
+
+    def index_at(self, s: float) -> tuple[int, float]:
+        """(i, share) such that arc length ``s``, clamped to the ends, lies ``share`` of the way from sample i to i + 1."""
+        stations = self._samples[0]
+        i = min(max(bisect_right(stations, s) - 1, 0), len(stations) - 2)
+        share = (s - stations[i]) / (stations[i + 1] - stations[i])
+        return i, min(max(share, 0.0), 1.0)
+
+    def pose_at(self, s: float) -> FloatArray:
+        """``[3]`` pose at one arc length: :meth:`pose` without numpy's overhead, for the inner loop."""
+        _, x, y, heading = self._samples
+        i, share = self.index_at(s)
+        rest = 1.0 - share
+        return np.array(
+            [
+                rest * x[i] + share * x[i + 1],
+                rest * y[i] + share * y[i + 1],
+                rest * heading[i] + share * heading[i + 1],
+            ]
         )
 
     def curvature_at(self, s: float) -> float:

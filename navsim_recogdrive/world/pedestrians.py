@@ -31,7 +31,7 @@ class Pedestrian:
     def pose(self, network: RoadNetwork) -> FloatArray:
         """Pose ``[3]`` of the body."""
         line = network.foot_edges[self.edge].line
-        x, y, heading = line.pose(self.s)
+        x, y, heading = line.pose_at(self.s)
         side = self.lateral if self.forward else -self.lateral
         return np.array([x - side * np.sin(heading), y + side * np.cos(heading), heading + (not self.forward) * np.pi])
 
@@ -46,6 +46,7 @@ class Crowd:
         self._network = network
         self._rng = rng
         self.people = people
+        self._on_crosswalk: dict[tuple[int, int], list[tuple[float, float]]] = {}
         self._edges_at: dict[int, list[int]] = {}
         for number, edge in enumerate(network.foot_edges):
             self._edges_at.setdefault(edge.start, []).append(number)
@@ -53,11 +54,7 @@ class Crowd:
 
     def crossing(self, node: int, arm: int) -> list[tuple[float, float]]:
         """(arc length, signed pace) of everybody on a crosswalk."""
-        return [
-            (person.s, person.pace if person.forward else -person.pace)
-            for person in self.people
-            if self._network.foot_edges[person.edge].crosswalk == (node, arm)
-        ]
+        return self._on_crosswalk.get((node, arm), [])
 
     def step(self, time: float, dt: float, signals: Signals, may_step: Callable[[int, int], bool]) -> None:
         """Move everybody by ``dt`` seconds."""
@@ -82,6 +79,12 @@ class Crowd:
             else:
                 person.s = float(np.clip(person.s, 0.0, edge.line.length))
                 person.waiting_for = chosen
+        self._on_crosswalk = {}
+        for person in self.people:
+            crosswalk = self._network.foot_edges[person.edge].crosswalk
+            if crosswalk is not None:
+                pace = person.pace if person.forward else -person.pace
+                self._on_crosswalk.setdefault(crosswalk, []).append((person.s, pace))
 
     def _end_node(self, person: Pedestrian) -> int:
         edge = self._network.foot_edges[person.edge]

@@ -26,6 +26,8 @@ JUNCTION_RADIUS_M = 21.0
 CROSSWALK_OFFSET_M = 17.0
 """Distance from a junction's centre to the middle of a crosswalk."""
 CROSSWALK_WIDTH_M = 3.6
+KERB_CORNER_M = 17.0
+"""Distance from a junction's centre at which its kerbs begin to turn: wide enough for a car's overhangs."""
 VERGE_WIDTH_M = 2.6
 """Strip between kerb and pavement: grass and trees, or a parking bay."""
 PAVEMENT_WIDTH_M = 2.6
@@ -275,7 +277,7 @@ def _junction_polygon(centre: FloatArray, arms: dict[int, float]) -> Polygon:
         # 0.3 m into each road, so that no corner of a car falls between two areas.
         ring.append(arm_pose(node, arm, JUNCTION_RADIUS_M + 0.3, -ROAD_HALF_WIDTH_M)[None, :2])
         ring.append(arm_pose(node, arm, JUNCTION_RADIUS_M + 0.3, ROAD_HALF_WIDTH_M)[None, :2])
-        ring.append(kerb_corner(node, arm, next_arm, ROAD_HALF_WIDTH_M, JUNCTION_RADIUS_M).points)
+        ring.append(kerb_corner(node, arm, next_arm, ROAD_HALF_WIDTH_M, KERB_CORNER_M).points)
     return Polygon(np.concatenate(ring))
 
 

@@ -163,8 +163,14 @@ def _paint_ground(network: RoadNetwork, rng: np.random.Generator) -> Ground:
             canvas.dashes(line, side * LANE_WIDTH_M, _WHITE)
             canvas.band(line, side * (ROAD_HALF_WIDTH_M - 0.2), 0.12, _WHITE)
     for connector in network.connectors.values():
-        if connector.signal_group is None:  # a street corner keeps its markings
-            canvas.band(connector.line, LANE_WIDTH_M / 2.0, 0.13, _YELLOW if connector.from_lane % 3 == 0 else _WHITE)
+        if connector.signal_group is not None:
+            continue
+        # A street corner without lights keeps its markings.
+        if network.lanes[connector.from_lane].index == 0:
+            canvas.band(connector.line, LANE_WIDTH_M / 2.0 - 0.14, 0.13, _YELLOW)
+        else:
+            canvas.dashes(connector.line, LANE_WIDTH_M / 2.0, _WHITE)
+            canvas.band(connector.line, -LANE_WIDTH_M / 2.0 + 0.2, 0.12, _WHITE)
     for stop in network.stop_lines.values():
         canvas.area(stop, _WHITE)
     for node_id, arm in network.crosswalks:

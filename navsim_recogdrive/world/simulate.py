@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
@@ -13,7 +14,7 @@ from navsim_recogdrive.world.expert import Expert
 from navsim_recogdrive.world.geometry import FloatArray, box_corners
 from navsim_recogdrive.world.pedestrians import PEDESTRIAN_SIZE_M
 from navsim_recogdrive.world.right_of_way import RightOfWay
-from navsim_recogdrive.world.road_network import LOCATIONS, RoadNetwork, build_network
+from navsim_recogdrive.world.road_network import LOCATIONS, TURNS, Lane, RoadNetwork, build_network
 from navsim_recogdrive.world.traffic import STEP_S, Town
 from navsim_recogdrive.world.vehicles import EGO_LENGTH_M, EGO_REAR_AXLE_TO_CENTRE_M, EGO_WIDTH_M
 
@@ -22,6 +23,8 @@ STEPS_PER_FRAME = round(FRAME_INTERVAL_S / STEP_S)
 WARM_UP_S = 9.0
 ANNOTATION_RADIUS_M = 90.0
 ATTEMPTS = 40
+ROUTE_ROADBLOCKS = 7
+"""Length of a frame's route: three junctions ahead."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ def simulate_drive(seed: int, number: int, location: int, frames: int, vehicles:
     reason = ""
     for attempt in range(ATTEMPTS):
         rng = np.random.default_rng([seed, 77, number, attempt])
-        recorded, reason = _attempt(network, rules, rng, frames, vehicles, pedestrians)
+        recorded, reason = _attempt(network, rules, rng, frames, vehicles, pedestrians, number)
         if recorded is not None:
             return Drive(location, recorded)
     raise NoDriveFound(
@@ -108,11 +111,11 @@ def _attempt(
     frames: int,
     vehicles: int,
     pedestrians: int,
+    first_turn: int,
 ) -> tuple[list[Frame] | None, str]:
     town = Town(network, rules, rng)
-    lanes = list(network.lanes.values())
-    lane = lanes[int(rng.integers(len(lanes)))]
-    expert = Expert(town, lane, float(rng.uniform(8.0, lane.line.length - 30.0)), rng)
+    lane = _start_lane(network, rng, TURNS[first_turn % len(TURNS)])
+    expert = Expert(town, lane, float(rng.uniform(8.0, lane.line.length - 30.0)), rng, first_turn)
     town.vehicles.append(expert.vehicle)
     town.populate(town.pose(expert.vehicle)[:2], vehicles, pedestrians)
     for vehicle in town.vehicles:
@@ -128,25 +131,54 @@ def _attempt(
         expert.plan()
         segment = expert.vehicle.route[0]
         if step >= warm_up:
-            agents = _agents(town)
-            fault = _fault(town, expert, agents)
+            fault = _fault(town, expert, _agents(town, 10.0))
             if fault:
                 return None, fault
             if (step - warm_up) % STEPS_PER_FRAME == 0:
+                agents = _agents(town, ANNOTATION_RADIUS_M)
                 recorded.append(_frame(town, expert, agents, len(recorded), silent_from))
         town.step()
     speeds = np.array([frame.ego_motion[0] for frame in recorded])
     if (speeds < 0.3).mean() > 0.45:
         return None, "the ego stood nearly all the time"
-    return recorded, ""
+    return _settle_routes(recorded), ""
 
 
-def _agents(town: Town) -> list[Agent]:
+def _start_lane(network: RoadNetwork, rng: np.random.Generator, turn: str) -> Lane:
+    """Mostly a lane that leads to a junction with lights where ``turn`` is possible."""
+    lanes = list(network.lanes.values())
+    leading = [
+        lane
+        for lane in lanes
+        if any(c.turn == turn and c.signal_group is not None for c in network.outgoing[lane.id])
+    ]
+    chosen = leading if rng.random() < 0.85 else lanes
+    return chosen[int(rng.integers(len(chosen)))]
+
+
+def _settle_routes(frames: list[Frame]) -> list[Frame]:
+    """Replace every frame's planned route by the way then driven, followed by the plan at the end of the drive.
+
+    A lane change may alter the plan, and a log tells where the ego really went.
+    """
+    settled = []
+    for number, frame in enumerate(frames):
+        ahead = [later.roadblocks[0] for later in frames[number:]] + frames[-1].roadblocks
+        without_repeats = [block for i, block in enumerate(ahead) if i == 0 or block != ahead[i - 1]]
+        loop = next((i for i, b in enumerate(without_repeats) if b in without_repeats[:i]), len(without_repeats))
+        settled.append(replace(frame, roadblocks=without_repeats[: min(loop, ROUTE_ROADBLOCKS)]))
+    return settled
+
+
+def _agents(town: Town, radius: float) -> list[Agent]:
+    """Everybody within ``radius`` metres of the ego."""
     ego = town.vehicles[0]
     centre = town.pose(ego)[:2]
     agents = []
     for vehicle in town.vehicles[1:]:
         pose = town.pose(vehicle)
+        if math.hypot(pose[0] - centre[0], pose[1] - centre[1]) > radius + vehicle.nose:
+            continue
         direction = np.array([np.cos(pose[2]), np.sin(pose[2])])
         pose[:2] += vehicle.centre_ahead * direction
         agents.append(
@@ -164,6 +196,8 @@ def _agents(town: Town) -> list[Agent]:
         )
     for person in town.crowd.people:
         pose = person.pose(town.network)
+        if math.hypot(pose[0] - centre[0], pose[1] - centre[1]) > radius:
+            continue
         pace = 0.0 if person.waiting_for is not None else person.pace
         agents.append(
             Agent(
@@ -190,7 +224,7 @@ def _agents(town: Town) -> list[Agent]:
                 False,
             )
         )
-    return [agent for agent in agents if np.hypot(*(agent.pose[:2] - centre)) < ANNOTATION_RADIUS_M]
+    return [agent for agent in agents if math.hypot(*(agent.pose[:2] - centre)) < radius]
 
 
 def ego_footprint(pose: FloatArray) -> FloatArray:
@@ -209,8 +243,7 @@ def _fault(town: Town, expert: Expert, agents: list[Agent]) -> str:
     # A margin round the ego: near misses are no good examples either.
     body = Polygon(corners).buffer(0.25)
     for agent in agents:
-        near = np.hypot(*(agent.pose[:2] - pose[:2])) < 10.0
-        if near and body.intersects(Polygon(box_corners(agent.pose, agent.length, agent.width))):
+        if body.intersects(Polygon(box_corners(agent.pose, agent.length, agent.width))):
             return f"the ego touched {agent.track}"
     return ""
 

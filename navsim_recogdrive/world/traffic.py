@@ -17,6 +17,7 @@ from navsim_recogdrive.world.vehicles import (
     idm_acceleration,
     random_body,
     random_vehicle,
+    stopping_acceleration,
 )
 
 STEP_S = 0.1
@@ -43,7 +44,7 @@ class Town:
         self.vehicles: list[Vehicle] = []
         self.parked: list[Parked] = []
         self.crowd = Crowd(network, rng, [])
-        self._speed_profiles: dict[tuple[int, float, float], FloatArray] = {}
+        self._speed_profiles: dict[tuple[int, float, float], list[float]] = {}
 
     def populate(self, near: FloatArray, vehicles: int, pedestrians: int) -> None:
         """Fill the town with traffic, denser round the point ``near [2]``."""
@@ -98,7 +99,7 @@ class Town:
 
     def pose(self, vehicle: Vehicle) -> FloatArray:
         """Pose ``[3]`` of the rear axle."""
-        return self.line(vehicle).pose(vehicle.s)
+        return self.line(vehicle).pose_at(vehicle.s)
 
     def step(self) -> None:
         """Advance by :data:`STEP_S`."""
@@ -127,11 +128,9 @@ class Town:
         wish = self._wished_speed(driver)
         gap, speed = self._leader(driver, occupancy)
         accelerations = [idm_acceleration(style, driver.speed, wish, gap, driver.speed - speed)]
-        for stop in self._stops(driver, occupancy):
-            accelerations.append(
-                # The standstill gap is for cars; lines and people have their own margins.
-                idm_acceleration(style, driver.speed, wish, stop + style.standstill_gap - 0.3, driver.speed)
-            )
+        accelerations += [
+            stopping_acceleration(style, driver.speed, stop) for stop in self._stops(driver, occupancy)
+        ]
         return min(accelerations)
 
     def _stops(self, driver: Vehicle, occupancy: Occupancy) -> list[float]:
@@ -192,23 +191,24 @@ class Town:
             profile = self._speed_profile(number, style.speed_factor, style.lateral_acceleration)
             segment = self.network.segment(number)
             if depth == 0:
-                here = float(np.interp(driver.s, segment.line.s, profile))
+                here = profile[segment.line.index_at(driver.s)[0]]
             else:
-                here = (float(profile[0]) ** 2 + 2.0 * CURVE_BRAKING * max(offset, 0.0)) ** 0.5
+                here = (profile[0] ** 2 + 2.0 * CURVE_BRAKING * max(offset, 0.0)) ** 0.5
             allowed = min(allowed, here)
             offset += segment.line.length
             if offset > LOOKAHEAD_M:
                 break
         return allowed
 
-    def _speed_profile(self, number: int, factor: float, lateral: float) -> FloatArray:
+    def _speed_profile(self, number: int, factor: float, lateral: float) -> list[float]:
+        """Highest speed at every sample of a segment from which its curves can still be taken gently."""
         key = (number, factor, lateral)
         profile = self._speed_profiles.get(key)
         if profile is None:
             segment: Lane | Connector = self.network.segment(number)
             curve = np.sqrt(lateral / np.maximum(np.abs(segment.line.curvature), 1e-6))
-            profile = np.minimum(np.maximum(curve, MIN_CURVE_SPEED), segment.speed_limit * factor)
-            steps = np.diff(segment.line.s)
+            profile = np.minimum(np.maximum(curve, MIN_CURVE_SPEED), segment.speed_limit * factor).tolist()
+            steps = np.diff(segment.line.s).tolist()
             for i in range(len(steps) - 1, -1, -1):
                 profile[i] = min(profile[i], (profile[i + 1] ** 2 + 2.0 * CURVE_BRAKING * steps[i]) ** 0.5)
             self._speed_profiles[key] = profile
@@ -219,7 +219,8 @@ class Town:
         if jerk is not None:
             # Emergencies may be abrupt; everything else is smooth.
             bound = jerk if wish > -3.2 else 4.0 * jerk
-            wish = float(np.clip(wish, vehicle.acceleration - bound * STEP_S, vehicle.acceleration + jerk * STEP_S))
+            present = vehicle.acceleration
+            wish = min(max(wish, present - bound * STEP_S), present + jerk * STEP_S)
         wish = max(wish, -HARDEST_BRAKING)
         speed = vehicle.speed + wish * STEP_S
         if speed < 0.04 and wish <= 0.1:

@@ -126,7 +126,20 @@ def idm_acceleration(style: DriverStyle, speed: float, wish: float, gap: float, 
             0.0, speed * style.headway + speed * closing / (2.0 * (style.acceleration * style.braking) ** 0.5)
         )
         interaction = (desired / max(gap, 0.1)) ** 2
-    return float(np.clip(style.acceleration * (free - interaction), -HARDEST_BRAKING, style.acceleration))
+    return min(max(style.acceleration * (free - interaction), -HARDEST_BRAKING), style.acceleration)
+
+
+def stopping_acceleration(style: DriverStyle, speed: float, distance: float) -> float:
+    """Acceleration (m/s^2) towards a stop ``distance`` metres ahead: roll on, then brake evenly and ease off.
+
+    The IDM brakes for a standing obstacle from far away and creeps up to it; people at a light do not. A driver who
+    needs less than the onset deceleration may still accelerate; beyond it the braking grows with the square.
+    """
+    needed = speed**2 / (2.0 * max(distance, 0.1))
+    onset = 0.45 + 0.8 * min(speed / 6.0, 1.0)
+    if distance < 0.3:
+        return -HARDEST_BRAKING if speed > 0.5 else -1.0
+    return max(style.acceleration * (1.0 - (needed / onset) ** 2), -HARDEST_BRAKING)
 
 
 _PAINT = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import subprocess
@@ -92,10 +93,8 @@ def runners(tiny_world: Path, tiny_vlm: Path, tmp_path_factory: pytest.TempPathF
 
 
 def test_chain(runners: Runners, tiny_world: Path) -> None:
-    from navsim_recogdrive.world.scenes import world_logs
-
-    logs = world_logs(tiny_world)
-    splits = [f"train_logs=[{','.join(logs.train)}]", f"val_logs=[{','.join(logs.val)}]"]
+    index = json.loads((tiny_world / "world.json").read_text())
+    splits = [f"{part}_logs=[{','.join(index[f'{part}_logs'])}]" for part in ("train", "val")]
     cache = runners.experiments / "training_cache"
 
     runners.run(
@@ -172,17 +171,8 @@ def test_chain(runners: Runners, tiny_world: Path) -> None:
 
 
 def test_errors_come_early_through_the_runners(runners: Runners) -> None:
-    base = ["train_test_split=trainval", "experiment_name=bad", *ON_CPU]
-    output = runners.run(
-        "run_training.py",
-        "agent=recogdrive_2b",
-        *base,
-        "train_logs=[nowhere]",
-        "val_logs=[nowhere]",
-        expect_failure=True,
-    )
+    nowhere = ["train_test_split=trainval", "experiment_name=bad", "train_logs=[nowhere]", "val_logs=[nowhere]"]
+    output = runners.run("run_training.py", "agent=recogdrive_2b", *ON_CPU, *nowhere, expect_failure=True)
     assert "hidden size 32, the planner expects 1536" in output
-    output = runners.run(
-        "run_training.py", *SMALL_AGENT, *base, "train_logs=[nowhere]", "val_logs=[nowhere]", expect_failure=True
-    )
+    output = runners.run("run_training.py", *SMALL_AGENT, *ON_CPU, *nowhere, expect_failure=True)
     assert "train_logs selects no scene" in output

@@ -53,3 +53,8 @@ def conditioned(
             return planner, planner.condition(**scenes)
 
     return build
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

@@ -81,9 +81,7 @@ def test_normalisation(golden):
     torch.testing.assert_close(denormalize_trajectory(corners), expected["denorm_of_pm1"], **CLOSE)
 
 
-@pytest.mark.parametrize(
-    ("method", "kind"), [("ddim", "det"), ("ddim", "stoch"), ("ddpm", "stoch"), ("flow", "stoch")]
-)
+@pytest.mark.parametrize(("method", "kind"), [("ddim", "det"), ("ddim", "stoch"), ("ddpm", "stoch"), ("flow", "stoch")])
 def test_inference(conditioned, golden, method, kind):
     planner, condition = conditioned(method)
     expected = golden(f"tiny_get_action_{method}_{kind}")

@@ -164,7 +164,9 @@ def test_log_probability_carries_gradients(tiny_planner, scenes, method):
     planner = tiny_planner(method)
     condition = planner.condition(**scenes)
     planner.log_prob(condition, planner.sample_chain(condition, 2).states).mean().backward()
-    assert [n for n, p in planner.named_parameters() if p.grad is None] == (["eta.eta_logit"] if method == "ddim" else [])
+    assert [n for n, p in planner.named_parameters() if p.grad is None] == (
+        ["eta.eta_logit"] if method == "ddim" else []
+    )
 
 
 def test_flow_log_probability_is_refused_by_name(conditioned):
