@@ -126,8 +126,9 @@ class SamplerSettings:
 
 
 LOG_PROB_STD_FLOOR = 0.1
-"""Published standard-deviation floor of a log-probability. It differs from the rollout's 0.04 on purpose or not: the
-published weights were trained so."""
+"""Published standard-deviation floor of a log-probability. A rollout's is 0.04, so a published chain is scored under
+wider steps than it was drawn from; pass the rollout's floor to :meth:`~.planner.DiffusionPlanner.log_prob` for the
+exact density."""
 
 
 def check_num_steps(num_steps: int, method: Method, num_train_timesteps: int) -> None:

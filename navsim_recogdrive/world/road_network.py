@@ -26,8 +26,8 @@ JUNCTION_RADIUS_M = 21.0
 CROSSWALK_OFFSET_M = 17.0
 """Distance from a junction's centre to the middle of a crosswalk."""
 CROSSWALK_WIDTH_M = 3.6
-KERB_CORNER_M = 17.0
-"""Distance from a junction's centre at which its kerbs begin to turn: wide enough for a car's overhangs."""
+KERB_RELIEF_M = 0.9
+"""How far the kerb steps back inside a corner, for the overhangs of turning cars."""
 VERGE_WIDTH_M = 2.6
 """Strip between kerb and pavement: grass and trees, or a parking bay."""
 PAVEMENT_WIDTH_M = 2.6
@@ -277,7 +277,12 @@ def _junction_polygon(centre: FloatArray, arms: dict[int, float]) -> Polygon:
         # 0.3 m into each road, so that no corner of a car falls between two areas.
         ring.append(arm_pose(node, arm, JUNCTION_RADIUS_M + 0.3, -ROAD_HALF_WIDTH_M)[None, :2])
         ring.append(arm_pose(node, arm, JUNCTION_RADIUS_M + 0.3, ROAD_HALF_WIDTH_M)[None, :2])
-        ring.append(kerb_corner(node, arm, next_arm, ROAD_HALF_WIDTH_M, KERB_CORNER_M).points)
+        kerb = kerb_corner(node, arm, next_arm, ROAD_HALF_WIDTH_M, JUNCTION_RADIUS_M)
+        points = kerb.points
+        if (arms[next_arm] - arms[arm]) % (2.0 * np.pi) < 2.0:
+            relief = KERB_RELIEF_M * np.sin(np.pi * kerb.s / kerb.length) ** 2
+            points = points + relief[:, None] * np.stack([np.sin(kerb.heading), -np.cos(kerb.heading)], axis=-1)
+        ring.append(points)
     return Polygon(np.concatenate(ring))
 
 
