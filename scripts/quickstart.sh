@@ -57,6 +57,9 @@ if [[ ! -f $VLM_PATH/config.json ]]; then
     python -m navsim_recogdrive.vlm.tiny_checkpoint "$VLM_PATH" --hidden-size 64 --tile-size 112
 fi
 
+# A model of this size gains nothing from a second thread, and loses much where something else uses that core.
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+
 # recogdrive_2b at a size that trains on two CPU cores. 112-pixel tiles give 16 image tokens each in place of 256, so a
 # prompt has about 630 tokens in place of 2791.
 AGENT=(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 
 import pytorch_lightning as pl
 import torch
@@ -19,6 +20,9 @@ class RecipeCheck(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Warn once if gradients are not clipped as published."""
+        # NAVSIM's module logs without a batch size, so Lightning looks for one in the batch and warns that the list of
+        # scene tokens could be meant. It takes the first it finds, a feature's, which is right.
+        warnings.filterwarnings("ignore", message="Trying to infer the `batch_size` from an ambiguous collection")
         if trainer.is_global_zero and trainer.gradient_clip_val != PUBLISHED_GRADIENT_CLIP:
             logger.warning(
                 "trainer.params.gradient_clip_val is %s, published is %s: add trainer.params.gradient_clip_val=%s",

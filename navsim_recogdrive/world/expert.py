@@ -40,7 +40,7 @@ class Expert:
             standstill_gap=3.0,
             acceleration=float(rng.uniform(1.4, 1.8)),
             braking=1.7,
-            lateral_acceleration=float(rng.uniform(1.6, 2.1)),
+            lateral_acceleration=float(rng.uniform(1.2, 1.7)),
             jerk=2.6,
         )
         self.vehicle = Vehicle(

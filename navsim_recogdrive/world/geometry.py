@@ -37,7 +37,10 @@ def to_global(points: FloatArray, pose: FloatArray) -> FloatArray:
 
 
 def box_corners(poses: FloatArray, length: FloatArray | float, width: FloatArray | float) -> FloatArray:
-    """Corners ``[..., 4, 2]`` (front left, front right, rear right, rear left) of boxes centred on ``poses [..., 3]``."""
+    """Corners ``[..., 4, 2]`` of boxes centred on ``poses [..., 3]``.
+
+    In the order front left, front right, rear right, rear left: clockwise seen from above.
+    """
     half = np.stack(np.broadcast_arrays(np.asarray(length) / 2.0, np.asarray(width) / 2.0), axis=-1)
     signs = np.array([[1.0, 1.0], [1.0, -1.0], [-1.0, -1.0], [-1.0, 1.0]])
     local = half[..., None, :] * signs
@@ -97,7 +100,7 @@ class Polyline:
         return self.s.tolist(), self.points[:, 0].tolist(), self.points[:, 1].tolist(), self.heading.tolist()
 
     def index_at(self, s: float) -> tuple[int, float]:
-        """(i, share) such that arc length ``s``, clamped to the ends, lies ``share`` of the way from sample i to i + 1."""
+        """(i, share): arc length ``s``, clamped to the ends, lies ``share`` of the way from sample i to i + 1."""
         stations = self._samples[0]
         i = min(max(bisect_right(stations, s) - 1, 0), len(stations) - 2)
         share = (s - stations[i]) / (stations[i + 1] - stations[i])

@@ -94,15 +94,13 @@ def map_layers(network: RoadNetwork) -> list[Layer]:
             "right_boundary_fid": boundary(lane.right),
         }
         lanes.append((lane.id, lane.polygon, columns))
-        baselines.append(
-            (next(counter), _path(lane.line.points), {"lane_fid": lane.id, "lane_connector_fid": None})
-        )
+        baselines.append((next(counter), _path(lane.line.points), {"lane_fid": lane.id, "lane_connector_fid": None}))
     connectors: list[Row] = []
     connector_polygons: list[Row] = []
     for connector in network.connectors.values():
         stop = stop_lines.get((connector.node, connector.from_arm))
         line = _path(connector.line.points)
-        columns = {
+        connector_columns: dict[str, Any] = {
             "exit_lane_fid": connector.from_lane,
             "entry_lane_fid": connector.to_lane,
             "lane_group_connector_fid": connector.roadblock,
@@ -110,7 +108,7 @@ def map_layers(network: RoadNetwork) -> list[Layer]:
             "speed_limit_mps": connector.speed_limit,
             "traffic_light_stop_line_fids": "" if stop is None else str(stop),
         }
-        connectors.append((connector.id, line, columns))
+        connectors.append((connector.id, line, connector_columns))
         sides = {
             "lane_connector_fid": connector.id,
             "left_boundary_fid": boundary(connector.left),
@@ -123,19 +121,19 @@ def map_layers(network: RoadNetwork) -> list[Layer]:
     for block in network.roadblocks.values():
         if block.is_connector:
             assert block.node is not None
-            columns = {
+            block_columns: dict[str, Any] = {
                 "from_lane_group_fid": block.source,
                 "to_lane_group_fid": block.target,
                 "intersection_fid": junctions[block.node],
             }
-            group_connectors.append((block.id, block.polygon, columns))
+            group_connectors.append((block.id, block.polygon, block_columns))
         else:
             node = network.lanes[block.members[0]]
-            columns = {
+            group_columns: dict[str, Any] = {
                 "from_intersection_fid": junctions[node.start_node],
                 "to_intersection_fid": junctions[node.end_node],
             }
-            groups.append((block.id, block.polygon, columns))
+            groups.append((block.id, block.polygon, group_columns))
 
     def plain(areas: list[Polygon]) -> list[Row]:
         return [(next(counter), area, {}) for area in areas]

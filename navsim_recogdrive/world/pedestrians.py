@@ -117,7 +117,7 @@ def spawn_crowd(network: RoadNetwork, rng: np.random.Generator, count: int, near
             int(number),
             float(rng.uniform(0.0, network.foot_edges[int(number)].line.length)),
             bool(rng.random() < 0.5),
-            float(rng.uniform(1.25, 1.8)),
+            float(rng.uniform(1.3, 1.9)),
             float(rng.uniform(-0.9, 0.9)),
             _CLOTHES[int(rng.integers(len(_CLOTHES)))],
         )

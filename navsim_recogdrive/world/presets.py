@@ -99,11 +99,11 @@ def split_of(part: str) -> str:
 
 PRESETS: dict[str, WorldSettings] = {
     "seconds": WorldSettings(
-        train_logs=2, val_logs=1, test_logs=1, seconds_per_log=10.0, vehicles=35, pedestrians=30, image_size=(960, 540)
+        train_logs=2, val_logs=1, test_logs=2, seconds_per_log=10.0, vehicles=35, pedestrians=30, image_size=(960, 540)
     ),
     "quickstart": WorldSettings(train_logs=16, val_logs=3, test_logs=3),
     "small": WorldSettings(train_logs=48, val_logs=8, test_logs=12),
     "large": WorldSettings(train_logs=200, val_logs=20, test_logs=40, seconds_per_log=30.0),
 }
-"""``seconds``: 28 scenes for smoke tests. ``quickstart``: 432 + 81 + 81 scenes. ``small``: 1296 + 216 + 324.
+"""``seconds``: 35 scenes for smoke tests. ``quickstart``: 432 + 81 + 81 scenes. ``small``: 1296 + 216 + 324.
 ``large``: 9400 + 940 + 1880."""

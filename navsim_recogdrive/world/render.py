@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -202,7 +203,7 @@ def _building_tasks(view: _View, buildings: Sequence[Building]) -> list[_Task]:
         distance = _distance_to(view, building.corners)
         corners = np.column_stack([building.corners, np.full(4, 2.0)])
         if distance < _VIEW_M and view.in_sight(corners):
-            tasks.append(_Task(distance, lambda b=building, d=distance: _draw_building(view, b, d)))
+            tasks.append(_Task(distance, partial(_draw_building, view, building, distance)))
     return tasks
 
 
@@ -238,7 +239,7 @@ def _tree_tasks(view: _View, trees: Sequence[Tree]) -> list[_Task]:
     for tree in trees:
         distance = float(np.hypot(*(tree.position - view.eye[:2])))
         if distance < 110.0 and view.in_sight(np.array([[*tree.position, 2.0]])):
-            tasks.append(_Task(distance, lambda t=tree: _draw_tree(view, t)))
+            tasks.append(_Task(distance, partial(_draw_tree, view, tree)))
     return tasks
 
 
@@ -264,7 +265,7 @@ def _head_tasks(view: _View, heads: Sequence[SignalHead], lights: dict[tuple[int
         colour = lights.get((head.node, head.group))
         distance = float(np.hypot(*(head.position[:2] - view.eye[:2])))
         if colour is not None and distance < 120.0 and view.in_sight(head.position[None]):
-            tasks.append(_Task(distance, lambda h=head, c=colour: _draw_head(view, h, c)))
+            tasks.append(_Task(distance, partial(_draw_head, view, head, colour)))
     return tasks
 
 
@@ -274,7 +275,8 @@ def _draw_head(view: _View, head: SignalHead, lit: str) -> None:
     _post(view, head.foot, 0.0, head.position[2] + 0.9, 0.11, steel)
     a = np.array([*head.foot, head.position[2] + 0.75])
     b = np.array([*head.position[:2], head.position[2] + 0.75])
-    view.polygon(np.array([a, b, b + [0, 0, 0.16], a + [0, 0, 0.16]]), steel)
+    up = np.array([0.0, 0.0, 0.16])
+    view.polygon(np.array([a, b, b + up, a + up]), steel)
     facing = np.array([np.cos(head.facing), np.sin(head.facing)])
     across = 0.42 * np.array([-facing[1], facing[0]])
     left, right = head.position[:2] - across, head.position[:2] + across
@@ -298,9 +300,9 @@ def _agent_tasks(view: _View, agents: Sequence[Agent], time: float) -> list[_Tas
         if not view.in_sight(np.column_stack([corners, np.full(4, 1.0)])):
             continue
         if agent.kind == "pedestrian":
-            tasks.append(_Task(_distance_to(view, corners), lambda a=agent: _draw_pedestrian(view, a, time)))
+            tasks.append(_Task(_distance_to(view, corners), partial(_draw_pedestrian, view, agent, time)))
         else:
-            tasks.append(_Task(_distance_to(view, corners), lambda a=agent: _draw_vehicle(view, a)))
+            tasks.append(_Task(_distance_to(view, corners), partial(_draw_vehicle, view, agent)))
     return tasks
 
 

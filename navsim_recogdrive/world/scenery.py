@@ -23,11 +23,12 @@ from navsim_recogdrive.world.road_network import (
     PAVEMENT_OFFSET_M,
     PAVEMENT_WIDTH_M,
     ROAD_HALF_WIDTH_M,
+    SHOULDER_M,
     VERGE_WIDTH_M,
     RoadNetwork,
-    arm_pose,
 )
 from navsim_recogdrive.world.simulate import network_of
+from navsim_recogdrive.world.town_plan import arm_pose
 
 PIXELS_PER_METRE = 10.0
 _BORDER_M = 45.0
@@ -161,7 +162,7 @@ def _paint_ground(network: RoadNetwork, rng: np.random.Generator) -> Ground:
             canvas.band(line, side, 0.13, _YELLOW)
         for side in (1, -1):
             canvas.dashes(line, side * LANE_WIDTH_M, _WHITE)
-            canvas.band(line, side * (ROAD_HALF_WIDTH_M - 0.2), 0.12, _WHITE)
+            canvas.band(line, side * (ROAD_HALF_WIDTH_M - SHOULDER_M + 0.05), 0.12, _WHITE)
     for connector in network.connectors.values():
         if connector.signal_group is not None:
             continue
@@ -170,7 +171,7 @@ def _paint_ground(network: RoadNetwork, rng: np.random.Generator) -> Ground:
             canvas.band(connector.line, LANE_WIDTH_M / 2.0 - 0.14, 0.13, _YELLOW)
         else:
             canvas.dashes(connector.line, LANE_WIDTH_M / 2.0, _WHITE)
-            canvas.band(connector.line, -LANE_WIDTH_M / 2.0 + 0.2, 0.12, _WHITE)
+            canvas.band(connector.line, -LANE_WIDTH_M / 2.0 - 0.05, 0.12, _WHITE)
     for stop in network.stop_lines.values():
         canvas.area(stop, _WHITE)
     for node_id, arm in network.crosswalks:

@@ -55,7 +55,7 @@ class WorldScene:
 
     @property
     def location(self) -> str:
-        """nuPlan's name of the place."""
+        """Name of the place, one of nuPlan's map locations."""
         return str(self.present["map_location"])
 
     @property

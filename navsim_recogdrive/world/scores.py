@@ -166,19 +166,20 @@ def _drivable_area(network: RoadNetwork, corners: FloatArray) -> FloatArray:
 
 
 def _red_light(scene: WorldScene, network: RoadNetwork, footprints: np.ndarray) -> FloatArray:
-    """No entry into a connector of the route while it is red.
+    """No entry into the way across a junction that the route takes while its light is red.
 
-    A footprint that was on the connector when the light changed (or at the start) may leave it.
+    A footprint that was there when the light changed (or at the start) may go on.
     """
     obeyed = np.ones(len(footprints))
-    route = {int(block) for block in scene.present["roadblock_ids"]}
-    connectors = [c for c in network.connectors.values() if c.roadblock in route and c.signal_group is not None]
-    for connector in connectors:
-        red = np.array([_is_red(scene, connector.id, step) for step in range(STEPS + 1)])
+    blocks = [network.roadblocks[int(number)] for number in scene.present["roadblock_ids"]]
+    for block in blocks:
+        if not block.is_connector:
+            continue
+        red = np.array([_is_red(scene, block.members[0], step) for step in range(STEPS + 1)])
         if not red.any():
             continue
-        shapely.prepare(connector.polygon)
-        inside = shapely.intersects(connector.polygon, footprints)
+        shapely.prepare(block.polygon)
+        inside = shapely.intersects(block.polygon, footprints)
         entered = inside[:, 1:] & ~inside[:, :-1] & red[None, 1:]
         obeyed[entered.any(axis=1)] = 0.0
     return obeyed

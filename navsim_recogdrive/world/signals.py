@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from navsim_recogdrive.world.road_network import Connector, Junction
 
-GREEN_S = 11.0
+GREEN_S = 8.5
 AMBER_S = 4.0
 CLEARANCE_S = 2.5
 """All lights red, so that the junction empties."""
@@ -19,6 +19,12 @@ class Signals:
 
     def __init__(self, shift: float) -> None:
         self._shift = shift
+
+    @classmethod
+    def with_phase(cls, node: Junction, group: int, time: float, phase: float) -> Signals:
+        """Lights of which ``group`` at ``node`` is ``phase`` seconds after its turning green at ``time``."""
+        shift = phase - time - node.phase_offset - (0.0 if group == 0 else HALF_CYCLE_S)
+        return cls(shift % (2.0 * HALF_CYCLE_S))
 
     def _phase(self, node: Junction, group: int, time: float) -> float:
         cycle = (time + self._shift + node.phase_offset) % (2.0 * HALF_CYCLE_S)

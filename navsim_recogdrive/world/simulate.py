@@ -11,10 +11,12 @@ from shapely import contains_properly
 from shapely.geometry import MultiPoint, Point, Polygon
 
 from navsim_recogdrive.world.expert import Expert
-from navsim_recogdrive.world.geometry import FloatArray, box_corners
+from navsim_recogdrive.world.geometry import FloatArray, box_corners, to_local
 from navsim_recogdrive.world.pedestrians import PEDESTRIAN_SIZE_M
 from navsim_recogdrive.world.right_of_way import RightOfWay
-from navsim_recogdrive.world.road_network import LOCATIONS, TURNS, Lane, RoadNetwork, build_network
+from navsim_recogdrive.world.road_network import LOCATIONS, TURNS, Lane, RoadNetwork
+from navsim_recogdrive.world.signals import HALF_CYCLE_S, Signals
+from navsim_recogdrive.world.town_plan import build_network
 from navsim_recogdrive.world.traffic import STEP_S, Town
 from navsim_recogdrive.world.vehicles import EGO_LENGTH_M, EGO_REAR_AXLE_TO_CENTRE_M, EGO_WIDTH_M
 
@@ -23,8 +25,13 @@ STEPS_PER_FRAME = round(FRAME_INTERVAL_S / STEP_S)
 WARM_UP_S = 9.0
 ANNOTATION_RADIUS_M = 90.0
 ATTEMPTS = 40
+HORIZON_FRAMES = 8
+DULL_SHARE = 0.45
+"""At most this share of a drive may be frames from which constant velocity does about what the expert does."""
+DULL_ASIDE_M, DULL_SHORT_M, DULL_BEYOND_M, STOPPING_MPS = 2.5, 3.0, 6.0, 2.0
+"""Doing about the same means to end, 4 s later, no farther aside or short than this, nor, where the expert comes to a
+stop, beyond."""
 STANDING_SHARE = 0.35
-"""Drives that stand longer than this share of the time are thrown away: they teach little."""
 ROUTE_ROADBLOCKS = 7
 """Length of a frame's route: three junctions ahead."""
 
@@ -87,8 +94,9 @@ def _rules_of(location: int, seed: int) -> RightOfWay:
 def simulate_drive(seed: int, number: int, location: int, frames: int, vehicles: int, pedestrians: int) -> Drive:
     """Drive ``number`` of the world with ``seed``: ``frames`` frames at 2 Hz in the town of ``location``.
 
-    An attempt in which the ego touches anything, leaves the drivable area or stands nearly all the time is thrown
-    away and made anew with the next random stream, so the result is a pure function of the arguments.
+    An attempt in which the ego touches anything, leaves the drivable area, stands too long, or does what constant
+    velocity does nearly all the time is thrown away and made anew with the next random stream: the result is a pure
+    function of the arguments.
 
     Raises:
         NoDriveFound: after 40 attempts, naming the last reason.
@@ -119,10 +127,16 @@ def _attempt(
     lane = _start_lane(network, rng, TURNS[first_turn % len(TURNS)])
     expert = Expert(town, lane, float(rng.uniform(4.0, 26.0)), rng, first_turn)
     town.vehicles.append(expert.vehicle)
-    town.populate(town.pose(expert.vehicle)[:2], vehicles, pedestrians)
-    for vehicle in town.vehicles:
-        if vehicle.track == 0:
-            vehicle.track = len(town.vehicles)
+    clear_lane = None
+    connector = network.outgoing[lane.id][0]
+    if connector.signal_group is not None and rng.random() < 0.5:
+        # Half of the drives come to their first lights as the first in line, some seconds before they turn green.
+        arrival = (lane.line.length - expert.vehicle.s) / 7.0
+        phase = float(rng.uniform(-9.0, -3.0) % (2.0 * HALF_CYCLE_S))
+        junction = network.junctions[connector.node]
+        town.signals = Signals.with_phase(junction, connector.signal_group, arrival, phase)
+        clear_lane = lane.id
+    town.populate(town.pose(expert.vehicle)[:2], vehicles, pedestrians, clear_lane)
     silent_from = float(rng.uniform(0.0, 8.0 * frames * FRAME_INTERVAL_S))
     warm_up = round(WARM_UP_S / STEP_S)
     recorded: list[Frame] = []
@@ -140,19 +154,28 @@ def _attempt(
                 agents = _agents(town, ANNOTATION_RADIUS_M)
                 recorded.append(_frame(town, expert, agents, len(recorded), silent_from))
         town.step()
-    speeds = np.array([frame.ego_motion[0] for frame in recorded])
-    if (speeds < 0.3).mean() > STANDING_SHARE:
-        return None, "the ego stood nearly all the time"
+    if _dull_share(recorded) > DULL_SHARE:
+        return None, "constant velocity was right nearly all the time"
+    if np.mean([frame.ego_motion[0] < 0.3 for frame in recorded]) > STANDING_SHARE:
+        return None, "the ego stood too long"
     return _settle_routes(recorded), ""
+
+
+def _dull_share(frames: list[Frame]) -> float:
+    poses = np.array([frame.ego_pose for frame in frames])
+    speeds = np.array([frame.ego_motion[0] for frame in frames])
+    ends = np.array([to_local(then[:2], now) for now, then in zip(poses, poses[HORIZON_FRAMES:], strict=False)])
+    beyond = HORIZON_FRAMES * FRAME_INTERVAL_S * speeds[:-HORIZON_FRAMES] - ends[:, 0]
+    stopping = speeds[HORIZON_FRAMES:] < STOPPING_MPS
+    off = (np.abs(ends[:, 1]) > DULL_ASIDE_M) | (beyond < -DULL_SHORT_M) | (stopping & (beyond > DULL_BEYOND_M))
+    return float(1.0 - off.mean())
 
 
 def _start_lane(network: RoadNetwork, rng: np.random.Generator, turn: str) -> Lane:
     """Mostly a lane that leads to a junction with lights where ``turn`` is possible."""
     lanes = list(network.lanes.values())
     leading = [
-        lane
-        for lane in lanes
-        if any(c.turn == turn and c.signal_group is not None for c in network.outgoing[lane.id])
+        lane for lane in lanes if any(c.turn == turn and c.signal_group is not None for c in network.outgoing[lane.id])
     ]
     chosen = leading if rng.random() < 0.85 else lanes
     return chosen[int(rng.integers(len(chosen)))]

@@ -46,8 +46,8 @@ class Town:
         self.crowd = Crowd(network, rng, [])
         self._speed_profiles: dict[tuple[int, float, float], list[float]] = {}
 
-    def populate(self, near: FloatArray, vehicles: int, pedestrians: int) -> None:
-        """Fill the town with traffic, denser round the point ``near [2]``."""
+    def populate(self, near: FloatArray, vehicles: int, pedestrians: int, clear_lane: int | None = None) -> None:
+        """Fill the town with traffic, denser round the point ``near [2]``; nobody starts on ``clear_lane``."""
         lanes = list(self.network.lanes.values())
         middle = np.array([lane.line.pose(lane.line.length / 2.0)[:2] for lane in lanes])
         weights = np.exp(-np.hypot(*(middle - near).T) / 110.0)
@@ -57,7 +57,7 @@ class Town:
                 break
             lane = lanes[int(self.rng.choice(len(lanes), p=weights / weights.sum()))]
             s = float(self.rng.uniform(3.0, lane.line.length - 10.0))
-            if all(lane.id != other or abs(s - at) > 13.0 for other, at in taken):
+            if lane.id != clear_lane and all(lane.id != other or abs(s - at) > 13.0 for other, at in taken):
                 taken.append((lane.id, s))
                 self.vehicles.append(random_vehicle(self.rng, len(self.vehicles), [lane.id], s))
         self.crowd = Crowd(self.network, self.rng, spawn_crowd(self.network, self.rng, pedestrians, near))
@@ -128,9 +128,7 @@ class Town:
         wish = self._wished_speed(driver)
         gap, speed = self._leader(driver, occupancy)
         accelerations = [idm_acceleration(style, driver.speed, wish, gap, driver.speed - speed)]
-        accelerations += [
-            stopping_acceleration(style, driver.speed, stop) for stop in self._stops(driver, occupancy)
-        ]
+        accelerations += [stopping_acceleration(style, driver.speed, stop) for stop in self._stops(driver, occupancy)]
         return min(accelerations)
 
     def _stops(self, driver: Vehicle, occupancy: Occupancy) -> list[float]:
@@ -229,7 +227,6 @@ class Town:
         vehicle.acceleration = (speed - vehicle.speed) / STEP_S
         vehicle.s += 0.5 * (vehicle.speed + speed) * STEP_S
         vehicle.speed = speed
-        vehicle.waited = vehicle.waited + STEP_S if speed < 0.1 else 0.0
         length = self.line(vehicle).length
         if vehicle.s >= length and len(vehicle.route) > 1:
             vehicle.s -= length

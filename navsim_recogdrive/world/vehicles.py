@@ -70,7 +70,6 @@ class Vehicle:
     previous: int | None = None
     cleared: int | None = None
     """Connector this driver has been let into; kept while stopping is no longer comfortable."""
-    waited: float = 0.0
     lane_change: LaneChange | None = None
 
     @property
@@ -117,7 +116,10 @@ class Occupancy:
 
 
 def idm_acceleration(style: DriverStyle, speed: float, wish: float, gap: float, closing: float) -> float:
-    """IDM: acceleration (m/s^2) at ``speed`` towards ``wish`` m/s with ``gap`` metres to an obstacle ``closing`` m/s."""
+    """IDM: acceleration (m/s^2) of a driver at ``speed`` who wishes for ``wish`` (m/s).
+
+    The obstacle ahead is ``gap`` metres away (inf: none) and comes ``closing`` m/s nearer.
+    """
     free = 1.0 - (speed / max(wish, 0.1)) ** 4
     if gap == np.inf:
         interaction = 0.0

@@ -56,7 +56,6 @@ class Runners:
             "NAVSIM_EXP_ROOT": str(self.experiments),
             "NAVSIM_DEVKIT_ROOT": str(self._scripts.parents[2]),
             "VLM_PATH": str(vlm),
-            "OMP_NUM_THREADS": "2",
             "HYDRA_FULL_ERROR": "1",
         }
 

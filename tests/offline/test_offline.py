@@ -1,0 +1,111 @@
+"""Offline mode end to end at tiny size: cache, train, score, with the overrides that NAVSIM's runners take too."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from navsim_recogdrive.offline.feature_cache import CachedScenes, cache_scenes
+from navsim_recogdrive.policy.backbones import SharedBackbone
+from navsim_recogdrive.policy.configuration import VLMConfig
+from navsim_recogdrive.world.scenes import load_scenes
+
+AGENT = [
+    "agent=recogdrive_2b",
+    "agent.planner.hidden_state_size=32",
+    "agent.planner.num_heads=2",
+    "agent.planner.head_dim=16",
+    "agent.planner.num_layers=2",
+    "agent.planner.output_size=32",
+    "agent.planner.mlp_hidden_size=32",
+    "agent.vlm.hidden_length=640",
+    "agent.vlm.dtype=float32",
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("offline")
+
+
+@pytest.fixture(scope="module")
+def run(folder: Path, tiny_world: Path, tiny_vlm: Path):
+    def run(*overrides: str, expect_failure: bool = False) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "navsim_recogdrive.offline", *AGENT, f"output_dir={folder}", *overrides],
+            env={**os.environ, "OPENSCENE_DATA_ROOT": str(tiny_world), "VLM_PATH": str(tiny_vlm)},
+            capture_output=True,
+            text=True,
+        )
+        output = done.stdout + done.stderr
+        assert (done.returncode != 0) == expect_failure, output[-4000:]
+        return output
+
+    return run
+
+
+def test_cache_train_score(run, folder: Path, tiny_world: Path) -> None:
+    assert "run stage=cache" in run("stage=train", expect_failure=True)
+    run("stage=cache")
+    files = sorted((folder / "training_cache").glob("*/*/*.gz"))
+    scenes = load_scenes(tiny_world, "trainval")
+    assert len(files) == 4 * len(scenes)
+    before = {path: path.stat().st_mtime_ns for path in files}
+    files[0].unlink()
+    assert "Cached 1 scenes now" in run("stage=cache")
+    assert {path for path in files if path.stat().st_mtime_ns != before[path]} <= set(files[:4]), (
+        "only one scene is new"
+    )
+
+    run(
+        "stage=train",
+        "trainer.params.max_epochs=2",
+        "trainer.params.accelerator=cpu",
+        "agent.optimizer.warmup_epochs=1",
+    )
+    (last,) = folder.rglob("last.ckpt")
+    keys = torch.load(last, weights_only=True)["state_dict"]
+    assert all(key.startswith("agent.action_head.") for key in keys)
+
+    assert "needs agent.checkpoint_path" in run("stage=score", expect_failure=True)
+    output = run("stage=score", f"agent.checkpoint_path='{last}'")
+    assert "not PDM scores" in output
+    tables = {
+        name: pd.read_csv(folder / f"world_scores_{name}.csv") for name in ("human", "constant_velocity", "recogdrive")
+    }
+    for table in tables.values():
+        assert len(table) == len(load_scenes(tiny_world, "test"))
+        assert table["score"].between(0, 1).all()
+    assert tables["human"]["score"].mean() > tables["constant_velocity"]["score"].mean()
+
+
+def test_interrupted_write_leaves_nothing(
+    tiny_world: Path, tiny_vlm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scenes = load_scenes(tiny_world, "test")[:1]
+    backbone = SharedBackbone(VLMConfig(path=str(tiny_vlm), dtype="float32", hidden_length=640), "cpu")
+
+    def full_disk(content: object, file: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("navsim_recogdrive.offline.feature_cache.pickle.dump", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        cache_scenes(scenes, backbone, tmp_path)
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    monkeypatch.undo()
+    assert cache_scenes(scenes, backbone, tmp_path) == 1
+    assert cache_scenes(scenes, backbone, tmp_path) == 0
+    features, targets = CachedScenes(scenes, tmp_path)[0]
+    assert features["hidden_state"].shape == (640, 32)
+    assert targets["token"] == scenes[0].token
+
+
+def test_empty_split(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="holds no scene"):
+        CachedScenes([], tmp_path)
