@@ -31,7 +31,7 @@ DULL_SHARE = 0.45
 DULL_ASIDE_M, DULL_SHORT_M, DULL_BEYOND_M, STOPPING_MPS = 2.5, 3.0, 6.0, 2.0
 """Doing about the same means to end, 4 s later, no farther aside or short than this, nor, where the expert comes to a
 stop, beyond."""
-STANDING_SHARE = 0.35
+STANDING_SHARE = 0.25
 ROUTE_ROADBLOCKS = 7
 """Length of a frame's route: three junctions ahead."""
 
@@ -129,8 +129,11 @@ def _attempt(
     town.vehicles.append(expert.vehicle)
     clear_lane = None
     connector = network.outgoing[lane.id][0]
-    if connector.signal_group is not None and rng.random() < 0.5:
-        # Half of the drives come to their first lights as the first in line, some seconds before they turn green.
+    situation = rng.random()
+    if situation < 0.45:
+        town.add_leader(expert.vehicle)
+    elif situation < 0.8 and connector.signal_group is not None:
+        # First in line at the first lights, some seconds before they turn green.
         arrival = (lane.line.length - expert.vehicle.s) / 7.0
         phase = float(rng.uniform(-9.0, -3.0) % (2.0 * HALF_CYCLE_S))
         junction = network.junctions[connector.node]

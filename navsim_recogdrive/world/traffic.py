@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from navsim_recogdrive.world.geometry import FloatArray, Polyline
@@ -45,6 +47,13 @@ class Town:
         self.parked: list[Parked] = []
         self.crowd = Crowd(network, rng, [])
         self._speed_profiles: dict[tuple[int, float, float], list[float]] = {}
+
+    def add_leader(self, follower: Vehicle) -> None:
+        """Put a slower vehicle ahead of ``follower`` on its lane."""
+        s = follower.s + follower.nose + float(self.rng.uniform(12.0, 24.0))
+        leader = random_vehicle(self.rng, len(self.vehicles), [follower.route[0]], s)
+        leader.style = replace(leader.style, speed_factor=float(self.rng.uniform(0.5, 0.85)))
+        self.vehicles.append(leader)
 
     def populate(self, near: FloatArray, vehicles: int, pedestrians: int, clear_lane: int | None = None) -> None:
         """Fill the town with traffic, denser round the point ``near [2]``; nobody starts on ``clear_lane``."""
