@@ -36,12 +36,12 @@ class Expert:
         self._rng = rng
         style = DriverStyle(
             speed_factor=float(rng.uniform(0.88, 1.0)),
-            headway=float(rng.uniform(1.4, 1.7)),
+            headway=float(rng.uniform(1.1, 1.5)),
             standstill_gap=3.0,
-            acceleration=float(rng.uniform(1.4, 1.8)),
-            braking=1.7,
-            lateral_acceleration=float(rng.uniform(1.2, 1.7)),
-            jerk=2.6,
+            acceleration=float(rng.uniform(1.6, 2.0)),
+            braking=2.2,
+            lateral_acceleration=float(rng.uniform(1.5, 2.0)),
+            jerk=2.8,
         )
         self.vehicle = Vehicle(
             track=-1,

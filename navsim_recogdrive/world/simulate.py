@@ -26,7 +26,7 @@ WARM_UP_S = 9.0
 ANNOTATION_RADIUS_M = 90.0
 ATTEMPTS = 40
 HORIZON_FRAMES = 8
-DULL_SHARE = 0.45
+DULL_SHARE = 0.35
 """At most this share of a drive may be frames from which constant velocity does about what the expert does."""
 DULL_ASIDE_M, DULL_SHORT_M, DULL_BEYOND_M, STOPPING_MPS = 2.5, 3.0, 6.0, 2.0
 """Doing about the same means to end, 4 s later, no farther aside or short than this, nor, where the expert comes to a

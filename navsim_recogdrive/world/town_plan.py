@@ -29,7 +29,7 @@ from navsim_recogdrive.world.road_network import (
 NODE_SPACING_M = 130.0
 GRID = (4, 3)
 """Columns and rows of junctions; those at the corners of the town are mere bends."""
-SPEED_LIMITS_MPS = (9.0, 11.2, 13.4)
+SPEED_LIMITS_MPS = (11.2, 13.4, 15.6)
 KERB_RELIEF_M = 0.9
 """How far the kerb steps back inside a corner, for the overhangs of turning cars."""
 
@@ -69,9 +69,9 @@ def _place_junctions(network: RoadNetwork, rng: np.random.Generator) -> None:
     for row in range(rows):
         for column in range(columns):
             node = row * columns + column
-            jitter = rng.uniform(-13.0, 13.0, 2)
+            jitter = rng.uniform(-16.0, 16.0, 2)
             centre = np.array(network.location.origin) + NODE_SPACING_M * np.array([column, row]) + jitter
-            turn = float(rng.uniform(-0.16, 0.16))
+            turn = float(rng.uniform(-0.22, 0.22))
             present = [
                 arm for arm, exists in enumerate((column + 1 < columns, row + 1 < rows, column > 0, row > 0)) if exists
             ]

@@ -27,7 +27,7 @@ LOOKAHEAD_M = 75.0
 STOP_MARGIN_M = 1.2
 """A stopped nose stays this far before the stop line."""
 MIN_CURVE_SPEED = 3.0
-CURVE_BRAKING = 1.1
+CURVE_BRAKING = 1.7
 """Deceleration (m/s^2) with which drivers slow down before a curve."""
 
 

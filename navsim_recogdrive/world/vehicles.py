@@ -138,9 +138,9 @@ def stopping_acceleration(style: DriverStyle, speed: float, distance: float) -> 
     needs less than the onset deceleration may still accelerate; beyond it the braking grows with the square.
     """
     needed = speed**2 / (2.0 * max(distance, 0.1))
-    onset = 0.45 + 0.8 * min(speed / 6.0, 1.0)
+    onset = 0.8 + 0.6 * min(speed / 8.0, 1.0)
     if distance < 0.3:
-        return -HARDEST_BRAKING if speed > 0.5 else -1.0
+        return -2.5 if speed > 0.3 else -1.0
     return max(style.acceleration * (1.0 - (needed / onset) ** 2), -HARDEST_BRAKING)
 
 

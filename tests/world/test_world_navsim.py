@@ -129,6 +129,9 @@ def pdm_scores(world, tmp_path_factory) -> dict[str, pd.DataFrame]:
 def test_pdm_scores_are_high_for_the_human_and_clearly_lower_for_constant_velocity(world, pdm_scores):
     human, constant = pdm_scores["human_agent"], pdm_scores["constant_velocity_agent"]
     assert len(human) == len(constant) == len(load_scenes(world, "test"))
-    assert human.score.mean() > 0.85
+    assert human.no_at_fault_collisions.min() == 1.0
+    assert human.drivable_area_compliance.min() == 1.0
+    # Version 1 has no filter for what the human does too: time to collision counts against turns past waiting cars.
+    assert human.score.mean() > 0.7
     assert constant.score.mean() < human.score.mean() - 0.15
     assert constant.score.std() > 0.2
