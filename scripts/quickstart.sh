@@ -67,10 +67,10 @@ AGENT=(
     agent.vlm.dtype=float32 agent.vlm.hidden_length=640
     agent.planner.hidden_state_size=64 agent.planner.num_heads=4 agent.planner.head_dim=16 agent.planner.num_layers=4
     agent.planner.output_size=64 agent.planner.mlp_hidden_size=128
-    agent.imitation.draws_per_scene=8 agent.optimizer.learning_rate=1e-3
+    agent.imitation.draws_per_scene=16 agent.optimizer.learning_rate=2e-3
 )
 TRAINER=(
-    "trainer.params.max_epochs=${QUICKSTART_EPOCHS:-30}" trainer.params.accelerator=cpu trainer.params.precision=32
+    "trainer.params.max_epochs=${QUICKSTART_EPOCHS:-40}" trainer.params.accelerator=cpu trainer.params.precision=32
     trainer.params.gradient_clip_val=1.0 dataloader.params.batch_size=16
 )
 LOGS=("train_logs=[$(logs train)]" "val_logs=[$(logs val)]")
@@ -134,5 +134,5 @@ navsim run_create_submission_pickle.py "${AGENT[@]}" "agent.checkpoint_path='$CH
 stage "Done. Scores of NAVSIM v$NAVSIM_MAJOR on the world's test split:"
 python scripts/score_table.py human="$(newest score_human '*.csv')" \
     "constant velocity"="$(newest score_constant_velocity '*.csv')" \
-    "recogdrive_2b (tiny, ${QUICKSTART_EPOCHS:-30} epochs)"="$(newest score_recogdrive '*.csv')"
+    "recogdrive_2b (tiny, ${QUICKSTART_EPOCHS:-40} epochs)"="$(newest score_recogdrive '*.csv')"
 echo "Submission: $(newest submission submission.pkl)"

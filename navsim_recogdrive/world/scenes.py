@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from navsim_recogdrive.observation import HISTORY_POSES, HORIZON_POSES, Observation
 from navsim_recogdrive.world.generate import read_index
@@ -89,10 +89,12 @@ class WorldScene:
         return np.array([global_pose(frame) for frame in self.frames[start:stop]], dtype=np.float64)
 
     def _image(self) -> NDArray[np.uint8]:
-        encoded = cv2.imread(str(self.image_path), cv2.IMREAD_COLOR) if self.image_path.is_file() else None
-        if encoded is None:
-            raise SceneError(f"image {self.image_path} of scene {self.token} is missing or broken; make the world anew")
-        return np.ascontiguousarray(encoded[..., ::-1]).astype(np.uint8, copy=False)
+        try:
+            return np.array(Image.open(self.image_path))  # Pillow, as NAVSIM: other JPEG decoders differ by a few steps
+        except OSError as error:
+            raise SceneError(
+                f"image {self.image_path} of scene {self.token} is missing or broken; make the world anew"
+            ) from error
 
 
 def global_pose(frame: dict[str, Any]) -> FloatArray:

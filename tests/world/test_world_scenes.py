@@ -73,7 +73,8 @@ def test_future_is_where_the_ego_goes(scenes):
 def test_the_image_is_rgb(world, scenes):
     image = scenes[0].observation().front_image
     assert image is not None
-    assert np.array_equal(image[..., ::-1], cv2.imread(str(scenes[0].image_path)))
+    other_decoder = cv2.imread(str(scenes[0].image_path))[..., ::-1]  # JPEG decoders differ by a few steps
+    assert np.abs(image.astype(int) - other_decoder.astype(int)).max() <= 3
 
 
 def test_what_cannot_be_read_is_said(world, scenes, tmp_path):
