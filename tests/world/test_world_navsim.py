@@ -48,7 +48,6 @@ def test_scenes_are_navsims_scenes_bit_by_bit(world, split, monkeypatch):
         assert mine.driving_command.tolist() == status.driving_command.tolist()
         image = theirs.cameras[-1].cam_f0.image
         assert image.shape == mine.front_image.shape
-        # Two JPEG decoders may differ by a rounding.
         assert np.array_equal(image, mine.front_image)
         navsim_scene = loader.get_scene_from_token(token)
         target = navsim_scene.get_future_trajectory(8).poses.astype(np.float32)
