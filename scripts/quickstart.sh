@@ -39,9 +39,12 @@ prepare_environment quickstart
 MODE=navsim
 if $OFFLINE; then
     MODE=offline
-elif ! find_navsim; then
-    if ! { install_navsim && find_navsim; }; then
-        say "NAVSIM is not installed and its repositories cannot be reached: running offline, with the world's own scores"
+else
+    status=0
+    find_navsim || status=$?
+    [[ $status -ne 2 ]] || exit 2
+    if [[ $status -eq 1 ]] && ! { install_navsim && find_navsim; }; then
+        say "$NAVSIM_MISSING, and its repositories cannot be reached: running offline, with the world's own scores"
         MODE=offline
     fi
 fi
@@ -76,7 +79,7 @@ TRAINER=(
 LOGS=("train_logs=[$(logs train)]" "val_logs=[$(logs val)]")
 
 if [[ $MODE == offline ]]; then
-    offline() { python -m navsim_recogdrive.offline "output_dir=$OUT/offline" "${AGENT[@]}" "$@"; }
+    offline() { python -m navsim_recogdrive.offline "output_dir='$OUT/offline'" "${AGENT[@]}" "$@"; }
     stage "Caching hidden states"
     offline stage=cache "${LOGS[@]}"
     stage "Training the planner by imitation"
@@ -94,21 +97,21 @@ EVERY_FRAME=train_test_split.scene_filter.frame_interval=1
 CACHE="$NAVSIM_EXP_ROOT/training_cache"
 METRIC_CACHE="$NAVSIM_EXP_ROOT/metric_cache"
 if [[ $NAVSIM_MAJOR -ge 2 ]]; then
-    SCORE=run_pdm_score_one_stage.py METRIC_CACHE_OPTION="metric_cache_path=$METRIC_CACHE"
+    SCORE=run_pdm_score_one_stage.py METRIC_CACHE_OPTION="metric_cache_path='$METRIC_CACHE'"
     SUBMISSION_EXTRA=("+train_test_split.scene_filter.reactive_synthetic_initial_tokens=[]")
 else
-    SCORE=run_pdm_score.py METRIC_CACHE_OPTION="cache.cache_path=$METRIC_CACHE" SUBMISSION_EXTRA=()
+    SCORE=run_pdm_score.py METRIC_CACHE_OPTION="cache.cache_path='$METRIC_CACHE'" SUBMISSION_EXTRA=()
 fi
 navsim() { local script="$1"; shift; python "$NAVSIM_SCRIPT_ROOT/$script" "$@"; }
 newest() { find "$NAVSIM_EXP_ROOT/$1" -name "$2" -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-; }
 
 stage "NAVSIM v$NAVSIM_MAJOR: run_dataset_caching.py agent=recogdrive_2b"
 navsim run_dataset_caching.py "${AGENT[@]}" train_test_split=trainval "$EVERY_FRAME" worker=sequential \
-    experiment_name=caching "cache_path=$CACHE" force_cache_computation=false
+    experiment_name=caching "cache_path='$CACHE'" force_cache_computation=false
 
 stage "NAVSIM v$NAVSIM_MAJOR: run_training.py agent=recogdrive_2b"
 navsim run_training.py "${AGENT[@]}" "${TRAINER[@]}" "${LOGS[@]}" train_test_split=trainval experiment_name=training \
-    "cache_path=$CACHE" use_cache_without_dataset=true force_cache_computation=false trainer.params.strategy=auto \
+    "cache_path='$CACHE'" use_cache_without_dataset=true force_cache_computation=false trainer.params.strategy=auto \
     dataloader.params.num_workers=1 dataloader.params.pin_memory=false
 CHECKPOINT="$(newest training last.ckpt)"
 
@@ -120,7 +123,7 @@ score() {
     shift
     stage "NAVSIM v$NAVSIM_MAJOR: $SCORE $1"
     navsim "$SCORE" "$@" train_test_split=test "$EVERY_FRAME" worker=sequential "experiment_name=score_$name" \
-        "metric_cache_path=$METRIC_CACHE"
+        "metric_cache_path='$METRIC_CACHE'"
 }
 score human agent=human_agent
 score constant_velocity agent=constant_velocity_agent

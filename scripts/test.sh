@@ -22,15 +22,21 @@ done
 
 prepare_environment test
 : "${NAVSIM_DEVKIT_ROOT:=${NAVSIM_V2_DEVKIT_ROOT:-}}"
-if find_navsim; then
-    prepare_environment test,navsim
-    say "NAVSIM v$NAVSIM_MAJOR: $NAVSIM_SCRIPT_ROOT"
-else
-    say "NAVSIM is not importable and NAVSIM_DEVKIT_ROOT is not set: tests marked navsim will skip"
-fi
+status=0
+find_navsim || status=$?
+case $status in
+    0)
+        prepare_environment test,navsim
+        say "NAVSIM v$NAVSIM_MAJOR: $NAVSIM_SCRIPT_ROOT"
+        ;;
+    1) say "$NAVSIM_MISSING: tests marked navsim will skip" ;;
+    *) exit "$status" ;;
+esac
 python -m pytest "$@"
 
 if [[ -n ${NAVSIM_V1_DEVKIT_ROOT:-} ]]; then
     say "The navsim tests once more, with $NAVSIM_V1_DEVKIT_ROOT"
-    PYTHONPATH="$NAVSIM_V1_DEVKIT_ROOT${PYTHONPATH:+:$PYTHONPATH}" python -m pytest -m navsim "$@"
+    status=0
+    PYTHONPATH="$NAVSIM_V1_DEVKIT_ROOT${PYTHONPATH:+:$PYTHONPATH}" python -m pytest -m navsim "$@" || status=$?
+    [[ $status -eq 0 || $status -eq 5 ]] || exit "$status" # 5: the arguments selected no navsim test
 fi

@@ -26,13 +26,11 @@ class HiddenStateFeatureBuilder(AbstractFeatureBuilder):
 
     Args:
         backbone: the VLM; loaded when the first feature is computed, not before.
-        cache_path: folder the runner will write to, checked before the VLM is loaded; ``None`` without a cache.
     """
 
-    def __init__(self, backbone: SharedBackbone, cache_path: str | None = None) -> None:
+    def __init__(self, backbone: SharedBackbone) -> None:
         super().__init__()
         self._backbone = backbone
-        self._cache_path = cache_path
 
     def get_unique_name(self) -> str:
         """Name of the cache file, without its ending."""
@@ -42,10 +40,8 @@ class HiddenStateFeatureBuilder(AbstractFeatureBuilder):
         """``{"hidden_state": [L, D] bf16}``; pickled by NAVSIM's cache it stores itself without the padding rows.
 
         Raises:
-            ReadOnlyCache: if the runner's cache folder cannot be written.
             InvalidObservation: if the scene lacks what the policy needs.
         """
-        require_writable(self._cache_path)
         return {HIDDEN_STATE: self._backbone.cacheable_hidden_state(observation_from_agent_input(agent_input))}
 
 
@@ -74,6 +70,6 @@ def require_writable(cache_path: str | None) -> None:
         folder = folder.parent
     if not os.access(folder, os.W_OK):
         raise ReadOnlyCache(
-            f"features must be computed but the cache folder {cache_path} is read-only. To train from it as it is, add "
-            "use_cache_without_dataset=true force_cache_computation=false; to fill it, choose another cache_path."
+            f"the cache folder {cache_path} is read-only, and this run would write to it. To train from it as it is, "
+            "add use_cache_without_dataset=true force_cache_computation=false; to fill it, choose another cache_path."
         )

@@ -13,9 +13,9 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 
 from navsim_recogdrive.cache.peek import cached_scene_folders, peek_feature
+from navsim_recogdrive.policy.backbones import hint_for_hidden_size
 from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig
 from navsim_recogdrive.policy.features import HIDDEN_STATE, HIDDEN_STATE_CACHE
-from navsim_recogdrive.vlm.identity import read_vlm_identity
 
 
 class EmptySplit(ValueError):
@@ -46,24 +46,6 @@ class HostRun:
 def running_training() -> bool:
     """Whether this process is NAVSIM's ``run_training.py``."""
     return HydraConfig.initialized() and HydraConfig.get().job.name == "run_training"
-
-
-def check_vlm_fits(config: PolicyConfig) -> None:
-    """Compare the VLM's hidden size, read from its ``config.json``, with the planner's; loads no weights.
-
-    Raises:
-        InvalidSetting: if they differ.
-        OSError, ValueError: if ``vlm.path`` is not a VLM folder (see :func:`read_vlm_identity`).
-    """
-    if config.vlm.path is None:
-        return
-    found = read_vlm_identity(config.vlm.path).hidden_size
-    expected = config.planner.hidden_state_size
-    if found != expected:
-        raise InvalidSetting(
-            f"the VLM in {config.vlm.path} has hidden size {found}, the planner expects {expected}. "
-            f"{_hint(found)} or set agent.planner.hidden_state_size={found} and train a new planner"
-        )
 
 
 def check_training(host: HostRun, config: PolicyConfig) -> None:
@@ -101,23 +83,19 @@ def _check_cache_fits(host: HostRun, config: PolicyConfig) -> None:
     if host.cache_path is None or not Path(host.cache_path).is_dir():
         return
     file_name = f"{HIDDEN_STATE_CACHE}.gz"
-    folder = next(cached_scene_folders(Path(host.cache_path), host.train_logs, file_name), None)
-    if folder is None:
-        if host.use_cache_without_dataset:
+    for split in ("train_logs", "val_logs"):
+        folder = next(cached_scene_folders(Path(host.cache_path), getattr(host, split), file_name), None)
+        if folder is None and host.use_cache_without_dataset:
             raise EmptySplit(
-                f"the cache {host.cache_path} holds no complete scene of train_logs; fill it with "
+                f"the cache {host.cache_path} holds no complete scene of {split}; fill it with "
                 f"run_dataset_caching.py agent=recogdrive_2b cache_path={host.cache_path}"
             )
-        return
-    rows, features = peek_feature(folder / file_name, HIDDEN_STATE).shape
-    expected = config.planner.hidden_state_size
-    if features != expected:
-        raise InvalidSetting(
-            f"the cache {host.cache_path} holds hidden states of size {features} ({rows} rows per scene), the planner "
-            f"expects {expected}. {_hint(features)} or make a cache with the right VLM"
-        )
-
-
-def _hint(hidden_size: int) -> str:
-    agent = {1536: "recogdrive_2b", 3584: "recogdrive_8b"}.get(hidden_size)
-    return f"Use agent={agent}," if agent else "Use the VLM that the planner was trained with,"
+        if folder is None:
+            continue
+        rows, features = peek_feature(folder / file_name, HIDDEN_STATE).shape
+        expected = config.planner.hidden_state_size
+        if features != expected:
+            raise InvalidSetting(
+                f"the cache {host.cache_path} holds hidden states of size {features} ({rows} rows per scene), the "
+                f"planner expects {expected}. {hint_for_hidden_size(features)} or make a cache with the right VLM"
+            )

@@ -19,14 +19,14 @@ from navsim_recogdrive.agents.compat import (
     init_abstract_agent,
     make_trajectory,
 )
-from navsim_recogdrive.agents.feature_builders import EgoFeatureBuilder, HiddenStateFeatureBuilder
-from navsim_recogdrive.agents.host import HostRun, check_training, check_vlm_fits, running_training
+from navsim_recogdrive.agents.feature_builders import EgoFeatureBuilder, HiddenStateFeatureBuilder, require_writable
+from navsim_recogdrive.agents.host import HostRun, check_training, running_training
 from navsim_recogdrive.agents.observations import front_camera_config, observation_from_agent_input
 from navsim_recogdrive.agents.target_builders import SceneTokenTargetBuilder, TrajectoryTargetBuilder
 from navsim_recogdrive.observation import HORIZON_POSES, POSE_INTERVAL_S
 from navsim_recogdrive.planner.checkpoints import load_planner_weights
 from navsim_recogdrive.planner.planner import DiffusionPlanner
-from navsim_recogdrive.policy.backbones import SharedBackbone, resolve_device
+from navsim_recogdrive.policy.backbones import SharedBackbone, check_vlm_fits, resolve_device
 from navsim_recogdrive.policy.callbacks import training_callbacks
 from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig, build_settings
 from navsim_recogdrive.policy.objective import ImitationObjective
@@ -49,7 +49,7 @@ class ReCogDriveAgent(AbstractAgent):
     Raises:
         InvalidSetting: for settings that do not fit together, a VLM or a cache of another hidden size.
         EmptySplit: if a training run was given logs that do not exist.
-        CheckpointMismatch: if the checkpoint is not one of this planner, with the list of what differs.
+        PlannerCheckpointError: if the checkpoint is not one of this planner, with the list of what differs.
     """
 
     requires_scene = False
@@ -70,7 +70,8 @@ class ReCogDriveAgent(AbstractAgent):
         self.config = PolicyConfig.from_mapping(settings)
         self._host = build_settings(HostRun, host or {}, "host")
         self._checkpoint_path = checkpoint_path
-        check_vlm_fits(self.config)
+        if not self._host.use_cache_without_dataset:  # such a run never touches the VLM, which may be elsewhere
+            check_vlm_fits(self.config.vlm, self.config.planner.hidden_state_size)
         if running_training():
             check_training(self._host, self.config)
 
@@ -109,8 +110,14 @@ class ReCogDriveAgent(AbstractAgent):
         return front_camera_config()
 
     def get_feature_builders(self) -> list[AbstractFeatureBuilder]:
-        """Hidden state, and ego history and status."""
-        return [HiddenStateFeatureBuilder(self._policy.backbone, self._host.cache_path), EgoFeatureBuilder()]
+        """Hidden state, and ego history and status.
+
+        Raises:
+            ReadOnlyCache: if the runner is going to fill a cache that cannot be written.
+        """
+        if not self._host.use_cache_without_dataset:
+            require_writable(self._host.cache_path)
+        return [HiddenStateFeatureBuilder(self._policy.backbone), EgoFeatureBuilder()]
 
     def get_target_builders(self) -> list[AbstractTargetBuilder]:
         """The expert's trajectory and the scene token."""

@@ -15,7 +15,7 @@ from navsim_recogdrive.offline.scoring import constant_velocity, human, policy_p
 from navsim_recogdrive.offline.training import OfflineModule, train
 from navsim_recogdrive.planner.checkpoints import load_planner_weights
 from navsim_recogdrive.planner.planner import DiffusionPlanner
-from navsim_recogdrive.policy.backbones import SharedBackbone, resolve_device
+from navsim_recogdrive.policy.backbones import SharedBackbone, check_vlm_fits, resolve_device
 from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig
 from navsim_recogdrive.policy.objective import ImitationObjective
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
@@ -30,6 +30,8 @@ NAVSIM_ONLY = ("_target_", "_convert_", "trajectory_sampling", "host", "checkpoi
 def _policy(cfg: DictConfig) -> tuple[ReCogDrivePolicy, PolicyConfig]:
     settings: Any = OmegaConf.to_container(cfg.agent, resolve=True)
     config = PolicyConfig.from_mapping({key: value for key, value in settings.items() if key not in NAVSIM_ONLY})
+    if cfg.stage != "train":  # training reads the cache alone
+        check_vlm_fits(config.vlm, config.planner.hidden_state_size)
     planner = DiffusionPlanner(config.planner)
     if cfg.agent.checkpoint_path is not None:
         load_planner_weights(planner, cfg.agent.checkpoint_path)

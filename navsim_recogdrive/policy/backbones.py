@@ -6,6 +6,7 @@ import logging
 import os
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 from navsim_recogdrive.cache.hidden_state import HiddenState
 from navsim_recogdrive.observation import Observation
 from navsim_recogdrive.policy.configuration import InvalidSetting, VLMConfig
+from navsim_recogdrive.vlm.identity import read_vlm_identity
 
 if TYPE_CHECKING:
     from navsim_recogdrive.vlm.backbone import Backbone
@@ -34,10 +36,7 @@ def resolve_device(device: str) -> torch.device:
         if torch.cuda.is_available():
             return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
         if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-            logger.warning(
-                "CUDA_VISIBLE_DEVICES is empty in this process (older Ray hides the GPU from tasks that ask for none): "
-                "running on the CPU. Use worker=sequential or worker=single_machine_thread_pool to keep the GPU."
-            )
+            _warn_of_hidden_gpu()
         return torch.device("cpu")
     try:
         resolved = torch.device(device)
@@ -50,6 +49,43 @@ def resolve_device(device: str) -> torch.device:
                 f"agent.device={device} but this process sees {count} CUDA device(s); use agent.device=auto"
             )
     return resolved
+
+
+@lru_cache(maxsize=1)
+def _warn_of_hidden_gpu() -> None:
+    """Once per process."""
+    logger.warning(
+        "CUDA_VISIBLE_DEVICES is empty in this process (older Ray hides the GPU from tasks that ask for none): "
+        "running on the CPU. Use worker=sequential or worker=single_machine_thread_pool to keep the GPU."
+    )
+
+
+def check_vlm_fits(config: VLMConfig, hidden_state_size: int) -> None:
+    """Compare the VLM's hidden size, read from its ``config.json``, with the planner's; loads no weights.
+
+    Raises:
+        InvalidSetting: if they differ.
+        ValueError: if ``config.path`` is not a VLM folder (``VLMCheckpointError``).
+    """
+    if config.path is None:
+        return
+    found = read_vlm_identity(
+        config.path,
+        hidden_length=config.hidden_length,
+        prompt_profile=config.prompt_profile,
+        max_tiles=config.max_tiles,
+    ).hidden_size
+    if found != hidden_state_size:
+        raise InvalidSetting(
+            f"the VLM in {config.path} has hidden size {found}, the planner expects {hidden_state_size}. "
+            f"{hint_for_hidden_size(found)} or set agent.planner.hidden_state_size={found} and train a new planner"
+        )
+
+
+def hint_for_hidden_size(hidden_size: int) -> str:
+    """Which agent takes hidden states of this size."""
+    agent = {1536: "recogdrive_2b", 3584: "recogdrive_8b"}.get(hidden_size)
+    return f"Use agent={agent}," if agent else "Use the VLM that the planner was trained with,"
 
 
 class SharedBackbone:

@@ -32,6 +32,19 @@ class RecipeCheck(pl.Callback):
             )
 
 
+class NoisePerRank(pl.Callback):
+    """Lets every DDP rank draw its own noise and timesteps.
+
+    NAVSIM seeds all ranks alike before the model is built, so without this the ranks of a run would train on the same
+    draws. Rank 0 keeps the run's seed: a run on one GPU is not changed.
+    """
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Reseed, after the ranks have been given the same weights."""
+        if trainer.global_rank > 0:
+            torch.manual_seed(torch.initial_seed() + trainer.global_rank)
+
+
 class ValidationDisplacement(pl.Callback):
     """Logs ``val/ade`` and ``val/fde``: mean and final distance (metres) of planned from driven positions.
 
@@ -61,9 +74,10 @@ class ValidationDisplacement(pl.Callback):
 
 
 def training_callbacks(displacement: ValidationDisplacement) -> list[pl.Callback]:
-    """Recipe check, validation displacement, learning-rate monitor, best and last checkpoint."""
+    """Recipe check, noise per rank, validation displacement, learning-rate monitor, best and last checkpoint."""
     return [
         RecipeCheck(),
+        NoisePerRank(),
         displacement,
         LearningRateMonitor(logging_interval="epoch"),
         ModelCheckpoint(filename="best-{epoch:03d}", monitor="val/loss_epoch", mode="min", save_top_k=1),

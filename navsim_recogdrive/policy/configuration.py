@@ -38,6 +38,8 @@ class VLMConfig:
     def __post_init__(self) -> None:
         if self.dtype not in ("bfloat16", "float32"):
             raise InvalidSetting(f"vlm.dtype must be bfloat16 or float32, found {self.dtype!r}")
+        _require_int("vlm.hidden_length", self.hidden_length, minimum=1)
+        _require_int("vlm.max_tiles", self.max_tiles, minimum=1)
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,11 @@ class SamplingConfig:
     deterministic: bool = False
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.deterministic, bool):
+            raise InvalidSetting(f"sampling.deterministic must be true or false, found {self.deterministic!r}")
+        _require_int("sampling.seed", self.seed, minimum=0)
+
 
 @dataclass(frozen=True)
 class ImitationConfig:
@@ -60,8 +67,7 @@ class ImitationConfig:
     draws_per_scene: int = 1
 
     def __post_init__(self) -> None:
-        if self.draws_per_scene < 1:
-            raise InvalidSetting(f"imitation.draws_per_scene must be at least 1, found {self.draws_per_scene}")
+        _require_int("imitation.draws_per_scene", self.draws_per_scene, minimum=1)
 
 
 @dataclass(frozen=True)
@@ -85,6 +91,20 @@ class OptimizerConfig:
     warmup_epochs: int = 3
     min_learning_rate: float = 1e-6
     epochs: int | None = None
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise InvalidSetting(f"optimizer.learning_rate must be positive, found {self.learning_rate!r}")
+        if not 0 <= self.min_learning_rate <= self.learning_rate:
+            raise InvalidSetting(
+                f"optimizer.min_learning_rate must lie in 0..{self.learning_rate} (the learning rate), found "
+                f"{self.min_learning_rate!r}"
+            )
+        if not self.weight_decay >= 0:
+            raise InvalidSetting(f"optimizer.weight_decay must not be negative, found {self.weight_decay!r}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InvalidSetting(f"optimizer.betas must be two numbers in [0, 1), found {self.betas!r}")
+        _require_int("optimizer.warmup_epochs", self.warmup_epochs, minimum=0)
 
 
 @dataclass(frozen=True)
@@ -117,6 +137,11 @@ class PolicyConfig:
             for name, value in settings.items()
         }
         return build_settings(cls, parts, "agent")
+
+
+def _require_int(name: str, value: object, minimum: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+        raise InvalidSetting(f"{name} must be a whole number of at least {minimum}, found {value!r}")
 
 
 def build_settings(kind: type[T], settings: Mapping[str, Any], name: str) -> T:

@@ -7,14 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from navsim_recogdrive.planner.configuration import POSE_SIZE
 from navsim_recogdrive.policy.callbacks import ValidationDisplacement
 from navsim_recogdrive.policy.configuration import ImitationConfig
 from navsim_recogdrive.policy.features import EGO_STATUS, HIDDEN_STATE, PAST_POSES, TOKEN, TRAJECTORY
 from navsim_recogdrive.policy.imitation import imitation_loss
+from navsim_recogdrive.policy.noise import scene_generators
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
 
 VALIDATION_SEED = 0
-"""Validation draws the same noise and timesteps in every epoch, so that its loss curve compares like with like."""
+VALIDATION_DRAWS = 8
+"""Validation draws this many (noise, timestep) pairs per scene, from the scene's own seed: the same in every epoch,
+batch size and number of ranks, so that its loss curve compares like with like."""
 
 
 class InvalidFeature(ValueError):
@@ -58,18 +62,21 @@ class ImitationObjective:
             InvalidFeature: if the loss is not finite, naming the scenes whose features are to blame.
         """
         planner = self._policy.planner
-        loss = imitation_loss(
-            planner,
-            predictions["condition"],
-            targets[TRAJECTORY],
-            draws_per_scene=self._config.draws_per_scene,
-            generator=None if planner.training else torch.Generator().manual_seed(VALIDATION_SEED),
-        )
+        draws = {"draws_per_scene": self._config.draws_per_scene} if planner.training else self._fixed_draws(features)
+        loss = imitation_loss(planner, predictions["condition"], targets[TRAJECTORY], **draws)
         if not torch.isfinite(loss):
             raise InvalidFeature(_describe_non_finite(features, targets, loss))
         if TRAJECTORY in predictions:
             self.displacement.update(predictions[TRAJECTORY], targets[TRAJECTORY])
         return loss
+
+    def _fixed_draws(self, features: dict[str, Tensor]) -> dict[str, Any]:
+        planner = self._policy.planner
+        noise, levels = [], []
+        for generator in scene_generators(features[PAST_POSES], features[EGO_STATUS], VALIDATION_SEED):
+            noise.append(torch.randn(VALIDATION_DRAWS, planner.config.horizon, POSE_SIZE, generator=generator))
+            levels.append(planner.method.draw_levels((1, VALIDATION_DRAWS), torch.device("cpu"), generator)[0])
+        return {"draws_per_scene": VALIDATION_DRAWS, "noise": torch.stack(noise), "levels": torch.stack(levels)}
 
 
 def _describe_non_finite(features: dict[str, Tensor], targets: dict[str, Any], loss: Tensor) -> str:

@@ -12,7 +12,7 @@ from navsim_recogdrive.observation import Observation, PlannedTrajectory
 from navsim_recogdrive.planner.checkpoints import infer_planner_config, load_planner_weights
 from navsim_recogdrive.planner.condition import Condition
 from navsim_recogdrive.planner.planner import DiffusionPlanner
-from navsim_recogdrive.policy.backbones import SharedBackbone, resolve_device
+from navsim_recogdrive.policy.backbones import SharedBackbone, check_vlm_fits, resolve_device
 from navsim_recogdrive.policy.configuration import SamplingConfig, VLMConfig
 from navsim_recogdrive.policy.features import ego_features
 from navsim_recogdrive.policy.noise import scene_noise
@@ -52,10 +52,15 @@ class ReCogDrivePolicy:
             device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
             vlm_config: how the VLM is run; its ``path`` is replaced by ``vlm``.
             sampling: how trajectories are drawn.
+
+        Raises:
+            InvalidSetting: if the VLM's hidden size is not the planner's.
+            PlannerCheckpointError: if ``checkpoint`` holds no planner.
         """
         base = vlm_config or VLMConfig()
         config = VLMConfig(**{**base.__dict__, "path": str(vlm)})
         planner = DiffusionPlanner(infer_planner_config(checkpoint))
+        check_vlm_fits(config, planner.config.hidden_state_size)
         load_planner_weights(planner, checkpoint)
         planner.to(resolve_device(device)).eval()
         return cls(planner, SharedBackbone(config, device), sampling)

@@ -12,6 +12,7 @@ import argparse
 import importlib.util
 import json
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -82,11 +83,16 @@ def write_tiny_checkpoint(
     folder = Path(folder)
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f"{folder} is not empty: name another folder or delete it first")
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     config = _config(hidden_size, num_layers, vision_hidden_size, tile_size)
-    _write_json(folder / "config.json", config)
-    _write_tokenizer(folder, vocabulary)
-    _write_weights(folder, dict(_weights(config, seed)), shards)
+    # Written beside its place and renamed: an interrupted run leaves no half checkpoint under the final name.
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}.", dir=folder.parent) as partial:
+        made = Path(partial) / folder.name
+        made.mkdir()
+        _write_json(made / "config.json", config)
+        _write_tokenizer(made, vocabulary)
+        _write_weights(made, dict(_weights(config, seed)), shards)
+        made.replace(folder)
     return folder
 
 

@@ -141,22 +141,19 @@ def test_without_vlm_hidden_states_cannot_be_computed(
         agent.get_feature_builders()[0].compute_features(loader.get_agent_input_from_token(loader.tokens[0]))
 
 
-def test_read_only_cache_stops_before_the_vlm_is_loaded(
-    make_agent: Callable[..., Any],
-    scene_loader: Callable[..., Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+def test_read_only_cache_stops_a_run_that_would_write(
+    make_agent: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from navsim_recogdrive.agents import feature_builders
 
     cache = tmp_path / "cache"
     cache.mkdir()
-    agent = make_agent(host={"cache_path": str(cache / "new")}, vlm={"path": None})
-    loader = scene_loader("test", agent.get_sensor_config())
+    host = {"cache_path": str(cache / "new")}
     # The tests may run as root, for whom every folder of a writable file system is writable.
     monkeypatch.setattr(feature_builders.os, "access", lambda path, mode: Path(path) != cache)
     with pytest.raises(feature_builders.ReadOnlyCache, match="use_cache_without_dataset=true"):
-        agent.get_feature_builders()[0].compute_features(loader.get_agent_input_from_token(loader.tokens[0]))
+        make_agent(host=host).get_feature_builders()
+    make_agent(host={**host, "use_cache_without_dataset": True}).get_feature_builders()
 
 
 def test_checks_before_training(
@@ -196,5 +193,9 @@ def test_checks_before_training(
     make_agent(host=from_cache)
     with pytest.raises(InvalidSetting, match=r"hidden states of size 32 .*expects 3584"):
         make_agent(host=from_cache, planner={"hidden_state_size": 3584}, vlm={"path": None})
+    make_agent(host=from_cache, vlm={"path": "/nowhere"})  # such a run never touches the VLM
+    (cache / "an-empty-log").mkdir()
+    with pytest.raises(EmptySplit, match="no complete scene of val_logs"):
+        make_agent(host={**from_cache, "val_logs": ["an-empty-log"]})
     with pytest.raises(EmptySplit, match="log folders of the feature cache"):
         make_agent(host={**from_cache, "train_logs": ["no-such-log"]})

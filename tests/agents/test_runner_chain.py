@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,9 @@ ON_CPU = [
     "dataloader.params.pin_memory=false",
     "dataloader.params.batch_size=4",
 ]
+REPOSITORY = Path(__file__).parents[2]
+# Root may write to read-only folders; without these two rights it may not.
+NO_OVERRIDE = "-dac_override,-dac_read_search"
 EVERY_FRAME = "train_test_split.scene_filter.frame_interval=1"
 
 
@@ -54,14 +58,17 @@ class Runners:
             "OPENSCENE_DATA_ROOT": str(world),
             "NUPLAN_MAPS_ROOT": str(world / "maps"),
             "NAVSIM_EXP_ROOT": str(self.experiments),
+            "PYTHONPATH": os.pathsep.join(path for path in (os.environ.get("PYTHONPATH"), str(REPOSITORY)) if path),
             "NAVSIM_DEVKIT_ROOT": str(self._scripts.parents[2]),
             "VLM_PATH": str(vlm),
             "HYDRA_FULL_ERROR": "1",
         }
 
-    def run(self, script: str, *overrides: str, expect_failure: bool = False) -> str:
+    def run(
+        self, script: str, *overrides: str, expect_failure: bool = False, prefix: tuple[str, ...] = (sys.executable,)
+    ) -> str:
         done = subprocess.run(
-            [sys.executable, str(self._scripts / script), *overrides],
+            [*prefix, str(self._scripts / script), *overrides],
             cwd=self._cwd,
             env=self._env,
             capture_output=True,
@@ -175,3 +182,22 @@ def test_errors_come_early_through_the_runners(runners: Runners) -> None:
     assert "hidden size 32, the planner expects 1536" in output
     output = runners.run("run_training.py", *SMALL_AGENT, *ON_CPU, *nowhere, expect_failure=True)
     assert "train_logs selects no scene" in output
+
+    cache = runners.experiments / "read_only"
+    cache.mkdir(mode=0o555, parents=True)
+    prefix: tuple[str, ...] = (sys.executable,)
+    if os.geteuid() == 0:
+        if shutil.which("setpriv") is None:
+            pytest.skip("running as root without setpriv: no folder is read-only")
+        prefix = ("setpriv", f"--bounding-set={NO_OVERRIDE}", f"--inh-caps={NO_OVERRIDE}", sys.executable)
+    output = runners.run(
+        "run_dataset_caching.py",
+        *SMALL_AGENT,
+        "train_test_split=trainval",
+        "worker=sequential",
+        "experiment_name=bad",
+        f"cache_path={cache}",
+        expect_failure=True,
+        prefix=prefix,
+    )
+    assert f"the cache folder {cache} is read-only" in output

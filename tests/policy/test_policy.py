@@ -107,5 +107,31 @@ def test_settings() -> None:
         PolicyConfig.from_mapping({"vml": {}})
     with pytest.raises(InvalidSetting, match="float16"):
         PolicyConfig.from_mapping({"vlm": {"dtype": "float16"}})
-    with pytest.raises(InvalidSetting, match="draws_per_scene"):
-        PolicyConfig.from_mapping({"imitation": {"draws_per_scene": 0}})
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("imitation", "draws_per_scene", 0),
+        ("imitation", "draws_per_scene", 2.5),
+        ("sampling", "seed", "abc"),
+        ("sampling", "deterministic", "maybe"),
+        ("vlm", "hidden_length", -3),
+        ("vlm", "max_tiles", 0),
+        ("optimizer", "learning_rate", 0),
+        ("optimizer", "min_learning_rate", 1.0),
+        ("optimizer", "weight_decay", -1),
+        ("optimizer", "betas", [0.9]),
+        ("optimizer", "warmup_epochs", -3),
+    ],
+)
+def test_values_that_cannot_work_are_named(part: str, name: str, value: object) -> None:
+    with pytest.raises(InvalidSetting, match=rf"{part}\.{name}"):
+        PolicyConfig.from_mapping({part: {name: value}})
+
+
+def test_vlm_and_checkpoint_of_different_sizes(tiny_vlm: Path, tmp_path: Path) -> None:
+    planner = DiffusionPlanner(PlannerConfig(**{**PLANNER, "hidden_state_size": 64}))  # type: ignore[arg-type]
+    torch.save(planner.state_dict(), tmp_path / "planner.pt")
+    with pytest.raises(InvalidSetting, match="has hidden size 32, the planner expects 64"):
+        ReCogDrivePolicy.from_pretrained(tiny_vlm, tmp_path / "planner.pt", device="cpu")
