@@ -69,8 +69,9 @@ class ValidationDisplacement(pl.Callback):
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the means over all scenes of all ranks."""
         sums = trainer.strategy.reduce(self._sums.to(pl_module.device), reduce_op="sum")
-        pl_module.log("val/ade", sums[0] / sums[2], prog_bar=True)
-        pl_module.log("val/fde", sums[1] / sums[2])
+        # Already equal on all ranks; sync_dist only tells Lightning so.
+        pl_module.log("val/ade", sums[0] / sums[2], prog_bar=True, sync_dist=True)
+        pl_module.log("val/fde", sums[1] / sums[2], sync_dist=True)
 
 
 def training_callbacks(displacement: ValidationDisplacement) -> list[pl.Callback]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,20 @@ def test_missing_image_and_missing_future_are_clear(
     scene.frames = scene.frames[:9]
     with pytest.raises(ValueError, match="5 future"):
         agent.get_target_builders()[0].compute_targets(scene)
+
+
+def test_image_missing_on_disk_is_named(
+    make_agent: Callable[..., Any], scene_loader: Callable[..., Any], navsim_world: Path
+) -> None:
+    loader = scene_loader("test", make_agent().get_sensor_config())
+    image = next((navsim_world / "sensor_blobs" / "test").rglob(f"{loader.tokens[0]}.jpg"))
+    hidden = image.with_suffix(".hidden")
+    image.rename(hidden)
+    try:
+        with pytest.raises(FileNotFoundError, match=image.name):
+            loader.get_agent_input_from_token(loader.tokens[0])
+    finally:
+        hidden.rename(image)
 
 
 def test_unknown_command_is_the_fourth_entry(make_agent: Callable[..., Any], scene_loader: Callable[..., Any]) -> None:
