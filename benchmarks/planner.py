@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from navsim_recogdrive.planner import (
     DiffusionPlanner,
@@ -172,7 +173,7 @@ def milliseconds(work: Callable[[], object], device: str) -> float:
 def measure(row: Row, options: argparse.Namespace) -> dict[str, object]:
     times: dict[str, list[float]] = {"baseline": [], "ours": []}
     row.baseline(), row.ours()
-    for _ in range(options.repeats):
+    for _ in tqdm(range(options.repeats), desc=row.name, leave=False):
         times["baseline"].append(milliseconds(row.baseline, options.device))
         times["ours"].append(milliseconds(row.ours, options.device))
     baseline, ours = (statistics.median(times[name]) for name in ("baseline", "ours"))

@@ -9,17 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from tiny_sizes import TINY_HIDDEN_SIZE, TINY_TILE
 
 # Tiny models gain nothing from more threads, and OpenMP threads that spin for a busy core cost 60 times as much.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 REPOSITORY = Path(__file__).parents[1]
-
-TINY_TILE = 112
-"""Pixels per tile of the tiny VLM: 16 image tokens per tile in place of 256."""
-
-TINY_HIDDEN_SIZE = 32
-TINY_HIDDEN_LENGTH = 640
 
 
 def _why_no_navsim() -> str | None:

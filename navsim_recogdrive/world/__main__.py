@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.workers < 1:
             raise InvalidSettings(f"workers must be at least 1, found {options.workers}")
         index = generate(options.output, settings, options.workers, progress=not options.quiet)
-    except (InvalidSettings, WorldFolderError, NoDriveFound) as error:
+    except (InvalidSettings, WorldFolderError, NoDriveFound, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     scenes = index["scenes"]

@@ -7,15 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-TINY_PLANNER = {
-    "hidden_state_size": 32,
-    "num_heads": 2,
-    "head_dim": 16,
-    "num_layers": 2,
-    "output_size": 32,
-    "mlp_hidden_size": 32,
-}
+from tiny_sizes import TINY_HIDDEN_LENGTH, TINY_PLANNER
 
 
 @pytest.fixture
@@ -25,7 +17,12 @@ def make_agent(tiny_vlm: Path) -> Callable[..., Any]:
     def make(**settings: Any) -> Any:
         from navsim_recogdrive.agents.recogdrive_agent import ReCogDriveAgent, TrajectorySampling
 
-        vlm = {"path": str(tiny_vlm), "hidden_length": 640, "dtype": "float32", **settings.pop("vlm", {})}
+        vlm = {
+            "path": str(tiny_vlm),
+            "hidden_length": TINY_HIDDEN_LENGTH,
+            "dtype": "float32",
+            **settings.pop("vlm", {}),
+        }
         planner = {**TINY_PLANNER, **settings.pop("planner", {})}
         sampling = settings.pop("trajectory_sampling", TrajectorySampling(time_horizon=4, interval_length=0.5))
         return ReCogDriveAgent(sampling, vlm=vlm, planner=planner, device="cpu", **settings)

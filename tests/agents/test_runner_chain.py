@@ -13,20 +13,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from tiny_sizes import TINY_AGENT
 
 pytestmark = pytest.mark.navsim
 
-SMALL_AGENT = [
-    "agent=recogdrive_2b",
-    "agent.planner.hidden_state_size=32",
-    "agent.planner.num_heads=2",
-    "agent.planner.head_dim=16",
-    "agent.planner.num_layers=2",
-    "agent.planner.output_size=32",
-    "agent.planner.mlp_hidden_size=32",
-    "agent.vlm.hidden_length=640",
-    "agent.vlm.dtype=float32",
-]
 ON_CPU = [
     "trainer.params.accelerator=cpu",
     "trainer.params.precision=32",
@@ -105,7 +95,7 @@ def test_chain(runners: Runners, tiny_world: Path) -> None:
 
     runners.run(
         "run_dataset_caching.py",
-        *SMALL_AGENT,
+        *TINY_AGENT,
         "train_test_split=trainval",
         EVERY_FRAME,
         "worker=sequential",
@@ -117,7 +107,7 @@ def test_chain(runners: Runners, tiny_world: Path) -> None:
 
     runners.run(
         "run_training.py",
-        *SMALL_AGENT,
+        *TINY_AGENT,
         *ON_CPU,
         *splits,
         "train_test_split=trainval",
@@ -146,7 +136,7 @@ def test_chain(runners: Runners, tiny_world: Path) -> None:
         *metric_cache,
     )
 
-    ours = [*SMALL_AGENT, f"agent.checkpoint_path={last}"]
+    ours = [*TINY_AGENT, f"agent.checkpoint_path={last}"]
     table = runners.score(ours, "score")
     scenes = table[~table["token"].astype(str).str.startswith("average")]
     assert len(scenes) > 5
@@ -180,7 +170,7 @@ def test_errors_come_early_through_the_runners(runners: Runners) -> None:
     nowhere = ["train_test_split=trainval", "experiment_name=bad", "train_logs=[nowhere]", "val_logs=[nowhere]"]
     output = runners.run("run_training.py", "agent=recogdrive_2b", *ON_CPU, *nowhere, expect_failure=True)
     assert "hidden size 32, the planner expects 1536" in output
-    output = runners.run("run_training.py", *SMALL_AGENT, *ON_CPU, *nowhere, expect_failure=True)
+    output = runners.run("run_training.py", *TINY_AGENT, *ON_CPU, *nowhere, expect_failure=True)
     assert "train_logs selects no scene" in output
 
     cache = runners.experiments / "read_only"
@@ -192,7 +182,7 @@ def test_errors_come_early_through_the_runners(runners: Runners) -> None:
         prefix = ("setpriv", f"--bounding-set={NO_OVERRIDE}", f"--inh-caps={NO_OVERRIDE}", sys.executable)
     output = runners.run(
         "run_dataset_caching.py",
-        *SMALL_AGENT,
+        *TINY_AGENT,
         "train_test_split=trainval",
         "worker=sequential",
         "experiment_name=bad",

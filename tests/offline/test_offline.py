@@ -10,23 +10,12 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from tiny_sizes import TINY_AGENT
 
 from navsim_recogdrive.offline.feature_cache import CachedScenes, cache_scenes
 from navsim_recogdrive.policy.backbones import SharedBackbone
 from navsim_recogdrive.policy.configuration import VLMConfig
 from navsim_recogdrive.world.scenes import load_scenes
-
-AGENT = [
-    "agent=recogdrive_2b",
-    "agent.planner.hidden_state_size=32",
-    "agent.planner.num_heads=2",
-    "agent.planner.head_dim=16",
-    "agent.planner.num_layers=2",
-    "agent.planner.output_size=32",
-    "agent.planner.mlp_hidden_size=32",
-    "agent.vlm.hidden_length=640",
-    "agent.vlm.dtype=float32",
-]
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, tiny_world: Path, tiny_vlm: Path):
     def run(*overrides: str, expect_failure: bool = False) -> str:
         done = subprocess.run(
-            [sys.executable, "-m", "navsim_recogdrive.offline", *AGENT, f"output_dir={folder}", *overrides],
+            [sys.executable, "-m", "navsim_recogdrive.offline", *TINY_AGENT, f"output_dir={folder}", *overrides],
             env={**os.environ, "OPENSCENE_DATA_ROOT": str(tiny_world), "VLM_PATH": str(tiny_vlm)},
             capture_output=True,
             text=True,

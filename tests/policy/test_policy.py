@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tiny_sizes import TINY_HIDDEN_LENGTH, TINY_PLANNER
 
 from navsim_recogdrive.observation import Observation
 from navsim_recogdrive.planner.configuration import PlannerConfig
@@ -13,15 +14,6 @@ from navsim_recogdrive.policy import backbones
 from navsim_recogdrive.policy.backbones import SharedBackbone, resolve_device
 from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig, SamplingConfig, VLMConfig
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
-
-PLANNER = {
-    "hidden_state_size": 32,
-    "num_heads": 2,
-    "head_dim": 16,
-    "num_layers": 2,
-    "output_size": 32,
-    "mlp_hidden_size": 32,
-}
 
 
 def _observation(seed: int) -> Observation:
@@ -38,7 +30,7 @@ def _observation(seed: int) -> Observation:
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    planner = DiffusionPlanner(PlannerConfig(**PLANNER))  # type: ignore[arg-type]
+    planner = DiffusionPlanner(PlannerConfig(**TINY_PLANNER))  # type: ignore[arg-type]
     for parameter in planner.parameters():
         if parameter.requires_grad:
             parameter.data.add_(torch.randn_like(parameter) * 0.05)
@@ -49,12 +41,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def policy(tiny_vlm: Path, checkpoint: Path) -> ReCogDrivePolicy:
-    config = VLMConfig(dtype="float32", hidden_length=640)
+    config = VLMConfig(dtype="float32", hidden_length=TINY_HIDDEN_LENGTH)
     return ReCogDrivePolicy.from_pretrained(tiny_vlm, checkpoint, device="cpu", vlm_config=config)
 
 
 def test_from_pretrained_reads_the_sizes_from_the_checkpoint(policy: ReCogDrivePolicy) -> None:
-    assert policy.planner.config == PlannerConfig(**PLANNER)  # type: ignore[arg-type]
+    assert policy.planner.config == PlannerConfig(**TINY_PLANNER)  # type: ignore[arg-type]
     assert not policy.planner.training
 
 
@@ -80,7 +72,7 @@ def test_the_plan_depends_on_the_image_and_the_command(policy: ReCogDrivePolicy)
 
 def test_the_vlm_is_loaded_once_per_process(tiny_vlm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backbones, "_LOADED", {})
-    config = VLMConfig(path=str(tiny_vlm), dtype="float32", hidden_length=640)
+    config = VLMConfig(path=str(tiny_vlm), dtype="float32", hidden_length=TINY_HIDDEN_LENGTH)
     first, second = SharedBackbone(config, "cpu"), SharedBackbone(config, "cpu")
     assert backbones._LOADED == {}, "nothing is loaded before it is needed"
     assert first.load() is second.load()
@@ -131,7 +123,7 @@ def test_values_that_cannot_work_are_named(part: str, name: str, value: object) 
 
 
 def test_vlm_and_checkpoint_of_different_sizes(tiny_vlm: Path, tmp_path: Path) -> None:
-    planner = DiffusionPlanner(PlannerConfig(**{**PLANNER, "hidden_state_size": 64}))  # type: ignore[arg-type]
+    planner = DiffusionPlanner(PlannerConfig(**{**TINY_PLANNER, "hidden_state_size": 64}))  # type: ignore[arg-type]
     torch.save(planner.state_dict(), tmp_path / "planner.pt")
     with pytest.raises(InvalidSetting, match="has hidden size 32, the planner expects 64"):
         ReCogDrivePolicy.from_pretrained(tiny_vlm, tmp_path / "planner.pt", device="cpu")
