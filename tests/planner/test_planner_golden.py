@@ -113,3 +113,33 @@ def test_ddim_log_probability(conditioned, golden):
     found = planner.log_prob(condition, expected["chain"][:, None])
     assert found.shape == (3, 1, 5, 8, 3)
     torch.testing.assert_close(found.reshape(15, 8, 3), expected["log_prob"], **CLOSE)
+
+
+def test_group_rollouts_of_actor_and_reference(conditioned, golden):
+    """DiffGRPO's chains and log-probabilities: eight samples per scene of the actor, one of the reference policy."""
+    expected = golden("tiny_grpo_default")
+    actor, condition = conditioned("ddim", "planner_tiny_actor")
+    chain = actor.sample_chain(
+        condition,
+        8,
+        initial_noise=expected["actor_init_noise"].view(3, 8, 8, 3),
+        step_noise=expected["actor_step_noise"].view(5, 3, 8, 8, 3),
+    )
+    torch.testing.assert_close(chain.states.view(24, 6, 8, 3), expected["actor_chain"], rtol=0, atol=1e-5)
+    found = actor.log_prob(condition, expected["actor_chain"].view(3, 8, 6, 8, 3))
+    torch.testing.assert_close(found.reshape(120, 8, 3), expected["actor_log_prob"], **CLOSE)
+
+    reference, its_condition = conditioned("ddim")
+    teacher = reference.sample_chain(
+        its_condition,
+        initial_noise=expected["teacher_init_noise"][:, None],
+        step_noise=expected["teacher_step_noise"][:, :, None],
+    )
+    torch.testing.assert_close(teacher.states[:, 0], expected["teacher_chain"], rtol=0, atol=1e-5)
+    found = actor.log_prob(condition, expected["teacher_chain"][:, None])
+    torch.testing.assert_close(found.reshape(15, 8, 3), expected["teacher_log_prob"], **CLOSE)
+
+
+def test_ddpm_schedule_alone(golden):
+    for name, table in golden("schedule_ddpm_100").items():
+        torch.testing.assert_close(cosine_ddpm_tables(100)[name], table, **CLOSE)
