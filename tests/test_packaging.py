@@ -18,6 +18,10 @@ with initialize(version_base=None, config_path=None):
         agent = compose(overrides=[f"+agent={name}", "agent/planner=dit_large"]).agent
         assert agent._target_ == "navsim_recogdrive.agents.recogdrive_agent.ReCogDriveAgent", agent
         assert agent.planner.hidden_state_size == size and agent.planner.num_heads == 32, agent
+    for name, size in (("recogdrive_vlm_2b", 1536), ("recogdrive_vlm_8b", 3584)):
+        agent = compose(overrides=[f"+agent={name}"]).agent
+        assert agent._target_ == "navsim_recogdrive.agents.text_agent.ReCogDriveTextAgent", agent
+        assert agent.hidden_size == size, agent
 import sys
 heavy = {"torch", "transformers", "navsim", "nuplan"} & set(sys.modules)
 assert not heavy, f"resolving the config imported {heavy}"

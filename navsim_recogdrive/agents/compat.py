@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -57,7 +59,8 @@ _require_navsim()
 
 try:
     from navsim.agents.abstract_agent import AbstractAgent
-    from navsim.common.dataclasses import AgentInput, Scene, SensorConfig, Trajectory
+    from navsim.common.dataclasses import AgentInput, Scene, SceneFilter, SensorConfig, Trajectory
+    from navsim.common.dataloader import SceneLoader
     from navsim.planning.training.abstract_feature_target_builder import AbstractFeatureBuilder, AbstractTargetBuilder
     from nuplan.planning.simulation.trajectory.trajectory_sampling import TrajectorySampling
 except ImportError as error:
@@ -83,6 +86,33 @@ def init_abstract_agent(agent: Any, trajectory_sampling: TrajectorySampling) -> 
         agent._trajectory_sampling = trajectory_sampling
 
 
+def count_scenes(logs: Path, scene_filter: SceneFilter, log: str) -> int:
+    """Number of original scenes of one log that a filter admits; reads the log and no sensor.
+
+    Args:
+        logs: folder of the split's log pickles.
+        scene_filter: the split's.
+        log: name of the log.
+    """
+    one = replace(scene_filter, log_names=[log])
+    if NAVSIM_MAJOR >= 2:
+        # Synthetic scenes go with the log of their original.
+        one = replace(one, include_synthetic_scenes=False)
+        loader = SceneLoader(data_path=logs, original_sensor_path=logs, scene_filter=one)
+    else:
+        loader = SceneLoader(data_path=logs, sensor_blobs_path=logs, scene_filter=one)
+    return len(loader)
+
+
+def training_config_folder() -> Path:
+    """Folder of NAVSIM's configuration for training and dataset caching."""
+    spec = importlib.util.find_spec("navsim.planning.script.config.training")
+    locations = list(spec.submodule_search_locations or []) if spec else []
+    if not locations:
+        raise NavsimNotUsable("the installed NAVSIM has no navsim/planning/script/config/training")
+    return Path(locations[0])
+
+
 def make_trajectory(poses: NDArray[np.float32], trajectory_sampling: TrajectorySampling) -> Trajectory:
     """NAVSIM's ``Trajectory`` from ``poses`` [8, 3] (metres, metres, radians; ego frame)."""
     return Trajectory(poses, trajectory_sampling)
@@ -99,6 +129,8 @@ __all__ = [
     "SensorConfig",
     "Trajectory",
     "TrajectorySampling",
+    "count_scenes",
     "init_abstract_agent",
     "make_trajectory",
+    "training_config_folder",
 ]

@@ -12,10 +12,12 @@ from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 
-from navsim_recogdrive.cache.peek import cached_scene_folders, peek_feature
-from navsim_recogdrive.policy.backbones import hint_for_hidden_size
+from navsim_recogdrive.cache.peek import cached_scene_folders, peek_feature, peek_hidden_state
+from navsim_recogdrive.policy.backbones import SharedBackbone, hint_for_hidden_size
 from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig
-from navsim_recogdrive.policy.features import HIDDEN_STATE, HIDDEN_STATE_CACHE
+from navsim_recogdrive.policy.features import HIDDEN_STATE_CACHE, IMAGE_TILES_CACHE, PREPARATION
+
+_CONTENTS = {HIDDEN_STATE_CACHE: "hidden states", IMAGE_TILES_CACHE: "image tiles"}
 
 
 class EmptySplit(ValueError):
@@ -29,6 +31,7 @@ class HostRun:
     Attributes:
         cache_path: folder of the feature cache.
         use_cache_without_dataset: training reads the cache and nothing else.
+        force_cache_computation: features are computed again where they are cached already.
         navsim_log_path: folder of the split's log pickles.
         filter_log_names: logs the scene filter admits; ``None`` admits all.
         train_logs: logs to train on.
@@ -37,6 +40,7 @@ class HostRun:
 
     cache_path: str | None = None
     use_cache_without_dataset: bool | None = None
+    force_cache_computation: bool | None = None
     navsim_log_path: str | None = None
     filter_log_names: Sequence[str] | None = None
     train_logs: Sequence[str] | None = None
@@ -53,7 +57,7 @@ def check_training(host: HostRun, config: PolicyConfig) -> None:
 
     Raises:
         EmptySplit: if ``train_logs`` or ``val_logs`` select nothing.
-        InvalidSetting: if the cached hidden states do not fit the planner.
+        InvalidSetting: if cached hidden states do not fit the planner, or cached image tiles the VLM.
     """
     for split in ("train_logs", "val_logs"):
         logs = getattr(host, split)
@@ -82,20 +86,49 @@ def check_training(host: HostRun, config: PolicyConfig) -> None:
 def _check_cache_fits(host: HostRun, config: PolicyConfig) -> None:
     if host.cache_path is None or not Path(host.cache_path).is_dir():
         return
-    file_name = f"{HIDDEN_STATE_CACHE}.gz"
+    joint = not config.cache_hidden_state
+    name, other = (IMAGE_TILES_CACHE, HIDDEN_STATE_CACHE) if joint else (HIDDEN_STATE_CACHE, IMAGE_TILES_CACHE)
+    check = _check_image_tiles if joint else _check_hidden_state
     for split in ("train_logs", "val_logs"):
-        folder = next(cached_scene_folders(Path(host.cache_path), getattr(host, split), file_name), None)
-        if folder is None and host.use_cache_without_dataset:
+        folder = _first_cached(host, split, name)
+        if folder is not None:
+            check(folder / f"{name}.gz", host, config)
+        elif host.use_cache_without_dataset:
+            setting = "agent.cache_hidden_state"
+            if _first_cached(host, split, other) is not None:
+                raise EmptySplit(
+                    f"the cache {host.cache_path} holds {_CONTENTS[other]} for {split}, this run needs "
+                    f"{_CONTENTS[name]} ({setting}={str(not joint).lower()}): set {setting}={str(joint).lower()}, or "
+                    f"run run_dataset_caching.py with {setting}={str(not joint).lower()} and the same cache_path"
+                )
             raise EmptySplit(
-                f"the cache {host.cache_path} holds no complete scene of {split}; fill it with "
-                f"run_dataset_caching.py agent=recogdrive_2b cache_path={host.cache_path}"
+                f"the cache {host.cache_path} holds no complete scene of {split}; fill it with run_dataset_caching.py "
+                f"agent=recogdrive_2b {setting}={str(not joint).lower()} cache_path={host.cache_path}"
             )
-        if folder is None:
-            continue
-        rows, features = peek_feature(folder / file_name, HIDDEN_STATE).shape
-        expected = config.planner.hidden_state_size
-        if features != expected:
-            raise InvalidSetting(
-                f"the cache {host.cache_path} holds hidden states of size {features} ({rows} rows per scene), the "
-                f"planner expects {expected}. {hint_for_hidden_size(features)} or make a cache with the right VLM"
-            )
+
+
+def _first_cached(host: HostRun, split: str, name: str) -> Path | None:
+    folders = cached_scene_folders(Path(str(host.cache_path)), getattr(host, split), f"{name}.gz")
+    return next(folders, None)
+
+
+def _check_hidden_state(path: Path, host: HostRun, config: PolicyConfig) -> None:
+    info = peek_hidden_state(path).info
+    features, rows = info.features, info.length
+    expected = config.planner.hidden_state_size
+    if features != expected:
+        raise InvalidSetting(
+            f"the cache {host.cache_path} holds hidden states of size {features} ({rows} rows per scene), the "
+            f"planner expects {expected}. {hint_for_hidden_size(features)} or make a cache with the right VLM"
+        )
+
+
+def _check_image_tiles(path: Path, host: HostRun, config: PolicyConfig) -> None:
+    found = bytes(peek_feature(path, PREPARATION).tolist())
+    expected = SharedBackbone(config.vlm).preparation.fingerprint
+    if found != expected:
+        raise InvalidSetting(
+            f"the cache {host.cache_path} holds image tiles and prompts made with other settings (fingerprint "
+            f"{found.hex()[:12]}, expected {expected.hex()[:12]}): use another cache_path, or set agent.vlm.path, "
+            "vlm.prompt_profile, vlm.hidden_length, vlm.max_tiles and cam_type as they were when it was made"
+        )

@@ -8,6 +8,7 @@ from typing import Any
 import pytorch_lightning as pl
 from torch import Tensor
 
+from navsim_recogdrive.agents.cache_use import check_for_training, failed_scenes, open_for_writing, vlm_of_run
 from navsim_recogdrive.agents.compat import (
     AbstractAgent,
     AbstractFeatureBuilder,
@@ -19,37 +20,51 @@ from navsim_recogdrive.agents.compat import (
     init_abstract_agent,
     make_trajectory,
 )
-from navsim_recogdrive.agents.feature_builders import EgoFeatureBuilder, HiddenStateFeatureBuilder, require_writable
+from navsim_recogdrive.agents.feature_builders import (
+    EgoFeatureBuilder,
+    HiddenStateFeatureBuilder,
+    ImageTilesFeatureBuilder,
+)
 from navsim_recogdrive.agents.host import HostRun, check_training, running_training
-from navsim_recogdrive.agents.observations import front_camera_config, observation_from_agent_input
+from navsim_recogdrive.agents.observations import camera_config, observation_from_agent_input
 from navsim_recogdrive.agents.target_builders import SceneTokenTargetBuilder, TrajectoryTargetBuilder
 from navsim_recogdrive.observation import HORIZON_POSES, POSE_INTERVAL_S
 from navsim_recogdrive.planner.checkpoints import load_planner_weights
 from navsim_recogdrive.planner.planner import DiffusionPlanner
 from navsim_recogdrive.policy.backbones import SharedBackbone, check_vlm_fits, resolve_device
+from navsim_recogdrive.policy.cached_backbone import SceneNotCached, open_evaluation_cache
 from navsim_recogdrive.policy.callbacks import training_callbacks
 from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig, build_settings
+from navsim_recogdrive.policy.joint import CarriedVLM, OwnBackbone, TrainableVLM, check_base_vlm, read_trained_vlm
 from navsim_recogdrive.policy.objective import ImitationObjective
 from navsim_recogdrive.policy.optimization import lightning_optimizers
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
+from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
 
 
 class ReCogDriveAgent(AbstractAgent):
     """Drives with ReCogDrive inside NAVSIM's unmodified runners.
 
-    The VLM is loaded only when hidden states must be computed, once per process, and is never part of this module:
-    checkpoints of the runner hold the planner alone, under ``agent.action_head.`` as the published ones do.
+    A frozen VLM is loaded only when hidden states must be computed, once per process, and is no part of this module:
+    checkpoints of the runner hold the planner alone, under ``agent.action_head.`` as the published ones do. In joint
+    mode (``cache_hidden_state=false``) with ``vlm.training`` other than ``frozen`` they also hold what was trained of
+    the VLM, under ``agent.vlm.``, and evaluation takes it from there.
 
     Args:
         trajectory_sampling: the planned horizon; must be 8 poses at 0.5 s.
-        checkpoint_path: planner weights; required before :meth:`initialize`, optional starting weights in training.
+        checkpoint_path: weights of the planner and what was trained of the VLM; required before :meth:`initialize`,
+            optional starting weights in training.
         host: what the runner is about to do, for early checks, see :class:`~navsim_recogdrive.agents.host.HostRun`.
         settings: the parts of :class:`~navsim_recogdrive.policy.configuration.PolicyConfig` as mappings.
 
     Raises:
         InvalidSetting: for settings that do not fit together, a VLM or a cache of another hidden size.
+        CacheIdentityError: if the cache to train from was made by another VLM than the configured one.
+        DamagedCache: if a part of the cache to train from is damaged.
         EmptySplit: if a training run was given logs that do not exist.
         PlannerCheckpointError: if the checkpoint is not one of this planner, with the list of what differs.
+        VLMCheckpointError: if the checkpoint's VLM was trained from another than the configured one.
+        PeftMissing: if LoRA adapters are to be trained and peft is not installed.
     """
 
     requires_scene = False
@@ -70,18 +85,36 @@ class ReCogDriveAgent(AbstractAgent):
         self.config = PolicyConfig.from_mapping(settings)
         self._host = build_settings(HostRun, host or {}, "host")
         self._checkpoint_path = checkpoint_path
-        if not self._host.use_cache_without_dataset:  # such a run never touches the VLM, which may be elsewhere
+        # Planning from cached hidden states alone never touches the VLM, which may be elsewhere.
+        only_cached = self.config.hidden_state_cache is not None and self.config.hidden_state_cache_miss == "error"
+        needs_vlm = not only_cached and not (self._host.use_cache_without_dataset and self.config.cache_hidden_state)
+        trained = None if checkpoint_path is None else read_trained_vlm(checkpoint_path)
+        if needs_vlm:
             check_vlm_fits(self.config.vlm, self.config.planner.hidden_state_size)
+            if trained is not None:
+                check_base_vlm(self.config.vlm, trained)
+        backbone = SharedBackbone(self.config.vlm, self.config.device, trained=trained)
         if running_training():
+            if self.config.hidden_state_cache is not None:
+                raise InvalidSetting(
+                    "agent.hidden_state_cache is for scoring and submission; training reads its cache from cache_path"
+                )
             check_training(self._host, self.config)
+            check_for_training(self._host, self.config, backbone)
 
         self.action_head = DiffusionPlanner(self.config.planner)
         if checkpoint_path is not None:
             load_planner_weights(self.action_head, checkpoint_path)
-        self._policy = ReCogDrivePolicy(
-            self.action_head, SharedBackbone(self.config.vlm, self.config.device), self.config.sampling
-        )
+        self.vlm: TrainableVLM | CarriedVLM | None = None
+        if running_training() and self.config.vlm.training != "frozen":
+            self.vlm = TrainableVLM(self.config, trained)
+            backbone = OwnBackbone(self.config.vlm, self.vlm.backbone)
+        elif trained is not None:
+            self.vlm = CarriedVLM(trained)
+        self._backbone = backbone
+        self._policy = ReCogDrivePolicy(self.action_head, backbone, self.config.sampling)
         self._objective = ImitationObjective(self._policy, self.config.imitation)
+        self._failed = failed_scenes(self._host, self.config)
 
     def name(self) -> str:
         """Name of the agent in logs and results."""
@@ -91,37 +124,51 @@ class ReCogDriveAgent(AbstractAgent):
         """Called by scoring and submission: move to the device and demand trained weights.
 
         Raises:
-            InvalidSetting: without a checkpoint, or without a VLM.
+            InvalidSetting: without a checkpoint, without a VLM or a cache of one, or with another VLM or prompt than
+                the checkpoint's planner was trained with.
+            CacheIdentityError: if the cache to plan from was made by another VLM.
         """
         if self._checkpoint_path is None:
             raise InvalidSetting(
                 "no planner weights to evaluate: set agent.checkpoint_path=FILE "
                 "(a run of run_training.py writes last.ckpt below its output_dir)"
             )
-        if self.config.vlm.path is None:
+        if self.config.hidden_state_cache is not None:
+            source = open_evaluation_cache(self.config, self._backbone, self._checkpoint_path)
+            self._policy = ReCogDrivePolicy(self.action_head, self._backbone, self.config.sampling, source)
+        elif self.config.vlm.path is None:
             raise InvalidSetting(
-                "no VLM to compute hidden states with: set agent.vlm.path=FOLDER or the environment variable VLM_PATH"
+                "no VLM to compute hidden states with: set agent.vlm.path=FOLDER or the environment variable VLM_PATH, "
+                "or agent.hidden_state_cache=FOLDER where they are cached"
             )
+        else:
+            check_remembered_vlm(self._checkpoint_path, self._backbone.identity())
         self.action_head.to(resolve_device(self.config.device))
         self.eval()
 
     def get_sensor_config(self) -> SensorConfig:
-        """Only the present front camera is read from disk."""
-        return front_camera_config()
+        """Only the present images of the policy's cameras are read from disk."""
+        return camera_config(self.config.vlm.cameras)
 
     def get_feature_builders(self) -> list[AbstractFeatureBuilder]:
-        """Hidden state, and ego history and status.
+        """Hidden state, or in joint mode image tiles and prompt, and ego history and status.
+
+        A cache that the runner is going to fill is got ready here, before the runner looks at it.
 
         Raises:
-            ReadOnlyCache: if the runner is going to fill a cache that cannot be written.
+            ReadOnlyCache: if it cannot be written.
+            CacheIdentityError: if it is a cache of another VLM, prompt or mode.
         """
-        if not self._host.use_cache_without_dataset:
-            require_writable(self._host.cache_path)
-        return [HiddenStateFeatureBuilder(self._policy.backbone), EgoFeatureBuilder()]
+        backbone = self._backbone
+        failed = self._failed
+        open_for_writing(self._host, self.config, backbone)
+        if self.config.cache_hidden_state:
+            return [HiddenStateFeatureBuilder(backbone, failed, self.config.cache_mode), EgoFeatureBuilder(failed)]
+        return [ImageTilesFeatureBuilder(backbone, failed), EgoFeatureBuilder(failed)]
 
     def get_target_builders(self) -> list[AbstractTargetBuilder]:
         """The expert's trajectory and the scene token."""
-        return [TrajectoryTargetBuilder(), SceneTokenTargetBuilder()]
+        return [TrajectoryTargetBuilder(self._failed), SceneTokenTargetBuilder(self._failed)]
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Any]:
         """Condition of a batch, and outside training mode a ``trajectory`` [B, 8, 3], see ``ImitationObjective``."""
@@ -132,9 +179,18 @@ class ReCogDriveAgent(AbstractAgent):
         return self._objective.loss(features, targets, predictions)
 
     def compute_trajectory(self, agent_input: AgentInput) -> Trajectory:
-        """Plan for one scene; the same scene, checkpoint and seed give the same trajectory in every process."""
+        """Plan for one scene; the same scene, checkpoint and seed give the same trajectory in every process.
+
+        Raises:
+            SystemExit: if the cache to plan from does not hold the scene. Not an ordinary exception: the runners catch
+                those scene by scene, and v1.1 would leave the scene out of the mean.
+        """
         self.eval()
-        plan = self._policy.plan(observation_from_agent_input(agent_input))
+        observation = observation_from_agent_input(agent_input, self.config.vlm.cameras)
+        try:
+            plan = self._policy.plan(observation)
+        except SceneNotCached as error:
+            raise SystemExit(str(error)) from error
         return make_trajectory(plan.poses, self._trajectory_sampling)
 
     def get_optimizers(self) -> dict[str, Any]:
@@ -143,8 +199,14 @@ class ReCogDriveAgent(AbstractAgent):
         Raises:
             InvalidSetting: if the number of epochs is neither configured nor known from the trainer.
         """
-        return lightning_optimizers(self.action_head, self.config.optimizer)
+        return lightning_optimizers(
+            self.action_head,
+            self.config.optimizer,
+            vlm=self.vlm,
+            vlm_learning_rate=self.config.vlm.learning_rate,
+        )
 
     def get_training_callbacks(self) -> list[pl.Callback]:
         """Checkpoints (last and best), learning rate, validation displacement, and a check of the trainer's recipe."""
-        return training_callbacks(self._objective.displacement)
+        vlm = vlm_of_run(self._host, self.config, self._backbone)
+        return training_callbacks(self._objective.displacement, vlm)

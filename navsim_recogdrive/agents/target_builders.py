@@ -8,22 +8,32 @@ import numpy as np
 import torch
 
 from navsim_recogdrive.agents.compat import AbstractTargetBuilder, Scene
+from navsim_recogdrive.agents.failed_scenes import FailedScenes
 from navsim_recogdrive.observation import HORIZON_POSES
 from navsim_recogdrive.policy.features import TOKEN, TOKEN_CACHE, TRAJECTORY, TRAJECTORY_CACHE
 
 
 class TrajectoryTargetBuilder(AbstractTargetBuilder):
-    """The expert's next 4 seconds: 8 poses at 0.5 s, metres and radians in the current ego frame."""
+    """The expert's next 4 seconds: 8 poses at 0.5 s, metres and radians in the current ego frame.
+
+    Args:
+        failed: what to do with scenes that fail.
+    """
+
+    def __init__(self, failed: FailedScenes) -> None:
+        super().__init__()
+        self._failed = failed
 
     def get_unique_name(self) -> str:
         """Name of the cache file, without its ending."""
         return TRAJECTORY_CACHE
 
-    def compute_targets(self, scene: Scene) -> dict[str, torch.Tensor]:
+    def compute_targets(self, scene: Scene) -> dict[str, Any]:
         """``{"trajectory": [8, 3] float32}``.
 
         Raises:
-            ValueError: if the scene ends before the horizon, or the expert's poses are not finite.
+            ValueError: if the scene ends before the horizon; where failures are not caught, also if the expert's poses
+                are not finite.
         """
         available = len(scene.frames) - scene.scene_metadata.num_history_frames
         if available < HORIZON_POSES:
@@ -32,14 +42,30 @@ class TrajectoryTargetBuilder(AbstractTargetBuilder):
                 f"future frames, {HORIZON_POSES} are needed: set train_test_split.scene_filter.num_future_frames="
                 f"{HORIZON_POSES} or more"
             )
-        poses = np.asarray(scene.get_future_trajectory(HORIZON_POSES).poses, dtype=np.float32)
-        if not np.isfinite(poses).all():
-            raise ValueError(f"scene {scene.scene_metadata.initial_token}: the expert's future poses are not finite")
-        return {TRAJECTORY: torch.from_numpy(poses)}
+
+        def compute() -> dict[str, Any]:
+            poses = np.asarray(scene.get_future_trajectory(HORIZON_POSES).poses, dtype=np.float32)
+            if not np.isfinite(poses).all():
+                raise ValueError(
+                    f"scene {scene.scene_metadata.initial_token}: the expert's future poses are not finite"
+                )
+            return {TRAJECTORY: torch.from_numpy(poses)}
+
+        return self._failed.attempt(TRAJECTORY, compute)
 
 
 class SceneTokenTargetBuilder(AbstractTargetBuilder):
-    """The scene token, so that errors in training can name their scene (and a reward can find it)."""
+    """The scene token, so that errors in training can name their scene (and a reward can find it).
+
+    The last of a scene's builders, and the first that knows its token: it also ends a scene that failed.
+
+    Args:
+        failed: what to do with scenes that fail.
+    """
+
+    def __init__(self, failed: FailedScenes) -> None:
+        super().__init__()
+        self._failed = failed
 
     def get_unique_name(self) -> str:
         """Name of the cache file, without its ending."""
@@ -47,4 +73,6 @@ class SceneTokenTargetBuilder(AbstractTargetBuilder):
 
     def compute_targets(self, scene: Scene) -> dict[str, Any]:
         """``{"token": str}``; the default collate makes a list of str of a batch."""
-        return {TOKEN: scene.scene_metadata.initial_token}
+        metadata = scene.scene_metadata
+        failure = self._failed.close(metadata.log_name, metadata.initial_token)
+        return {TOKEN: metadata.initial_token if failure is None else failure}

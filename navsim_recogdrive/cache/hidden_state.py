@@ -1,90 +1,82 @@
 """A hidden state as NAVSIM's feature cache stores it: a tensor that knows how to pickle itself small.
 
 NAVSIM's ``Dataset`` pickles and gzips whatever a feature builder returns, and unpickles it inside the DataLoader
-workers. :class:`HiddenState` is an ordinary ``[L, D]`` tensor in memory; pickled, it stores its content rows as bf16,
-its padding row once, a version and a checksum, and comes back as a plain padded bf16 tensor.
+workers. :class:`HiddenState` is an ordinary ``[L, D]`` tensor in memory; pickled, it is the payload of
+:mod:`~navsim_recogdrive.cache.codec`, and comes back as a plain padded tensor. In front of the payload stands a mark of
+what computed it, so that caches of different VLMs that were copied into one folder can be told apart.
 """
 
 from __future__ import annotations
 
-import struct
-import zlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
-FORMAT_VERSION = 1
+from navsim_recogdrive.cache.codec import decode, encode
+from navsim_recogdrive.cache.stored import DamagedHiddenState, named
 
+ORIGIN_MAGIC = b"RcOr"
+"""Stands before the :data:`ORIGIN_BYTES` of the mark, so that it is found without unpickling."""
 
-class DamagedHiddenState(ValueError):
-    """A cached hidden state that cannot be trusted: unknown version, wrong size, or a checksum that does not match."""
+ORIGIN_BYTES = 8
+
+UNKNOWN_ORIGIN = bytes(ORIGIN_BYTES)
+"""The mark of hidden states of which nobody said what computed them."""
 
 
 class HiddenState(Tensor):
-    """``[L, D]`` bf16 hidden states of one scene; the first ``padding_rows`` rows are all the same vector.
+    """``[L, D]`` hidden states of one scene, bf16 or, for mode ``fp32``, float32.
 
-    Any operation on it (stacking included) gives a plain ``Tensor``; only pickling is special.
+    Any operation on it (stacking included) gives a plain ``Tensor``; only pickling is special. What mode ``int8`` loses
+    is lost in the payload alone, not in memory.
     """
 
-    padding_rows: int
+    payload: bytes
+    origin: bytes
 
     # Results of operations are plain tensors: a collated batch must travel between processes as any other tensor does.
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @staticmethod
-    def wrap(rows: Tensor, padding_rows: int) -> HiddenState:
-        """Wrap ``rows`` ([L, D], CPU), whose first ``padding_rows`` rows are equal.
+    def wrap(rows: Tensor, padding_rows: int, mode: str = "bf16", origin: bytes = UNKNOWN_ORIGIN) -> HiddenState:
+        """Wrap ``rows`` ([L, D] bf16 or float32, CPU), whose first ``padding_rows`` rows are equal.
+
+        They are compressed here and not when they are pickled: what cannot be stored then fails before NAVSIM has
+        opened the file.
+
+        Args:
+            rows: the hidden states.
+            padding_rows: how many of them are padding.
+            mode: one of :data:`~navsim_recogdrive.cache.codec.MODES`.
+            origin: 8 bytes that tell what computed them, see
+                :attr:`~navsim_recogdrive.cache.identity.CacheIdentity.origin`.
 
         Raises:
-            ValueError: if ``rows`` is not a matrix, holds values that are not finite, or its padding rows differ.
+            ValueError: as :func:`~navsim_recogdrive.cache.codec.encode`; values that are not finite among it.
         """
-        if rows.ndim != 2 or not 0 <= padding_rows <= rows.shape[0]:
-            raise ValueError(
-                f"a hidden state is a matrix [rows, features] with at most as many padding rows, found shape "
-                f"{list(rows.shape)} and {padding_rows} padding rows"
-            )
-        rows = rows.detach().to(device="cpu", dtype=torch.bfloat16).contiguous()
-        if not torch.isfinite(rows).all():
-            bad = int((~torch.isfinite(rows)).any(dim=1).sum())
-            raise ValueError(
-                f"the VLM produced hidden states that are not finite ({bad} of {len(rows)} rows); not cached. "
-                "Check the VLM weights and agent.vlm.dtype (float16 overflows in InternVL; use bfloat16)."
-            )
-        if padding_rows and not torch.equal(rows[:padding_rows], rows[:1].expand(padding_rows, -1)):
-            raise ValueError(f"the first {padding_rows} rows of the hidden state are not one constant padding vector")
-        wrapped: HiddenState = rows.as_subclass(HiddenState)
-        wrapped.padding_rows = padding_rows
+        if len(origin) != ORIGIN_BYTES:
+            raise ValueError(f"origin must have {ORIGIN_BYTES} bytes, found {len(origin)}")
+        payload = encode(rows, padding_rows=padding_rows, mode=mode)
+        dtype = torch.float32 if mode == "fp32" else torch.bfloat16
+        wrapped: HiddenState = rows.detach().to(dtype).contiguous().as_subclass(HiddenState)
+        wrapped.payload = payload
+        wrapped.origin = origin
         return wrapped
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
-        rows = self.as_subclass(Tensor)
-        stored = torch.cat([rows[: min(self.padding_rows, 1)], rows[self.padding_rows :]])
-        payload = stored.view(torch.uint8).numpy().tobytes()
-        length, features = rows.shape
-        checksum = _checksum(payload, length, features, self.padding_rows)
-        return _restore, (FORMAT_VERSION, length, features, self.padding_rows, checksum, payload)
+        return stored_hidden_state(self.payload, self.origin)
 
 
-def _checksum(payload: bytes, length: int, features: int, padding_rows: int) -> int:
-    return zlib.crc32(struct.pack("<qqq", length, features, padding_rows), zlib.crc32(payload))
+def stored_hidden_state(payload: bytes, origin: bytes) -> tuple[Any, ...]:
+    """What ``__reduce__`` gives for a payload: it unpickles to the plain padded tensor."""
+    return _restore, (ORIGIN_MAGIC + origin, payload)
 
 
-def _restore(version: int, length: int, features: int, padding_rows: int, checksum: int, payload: bytes) -> Tensor:
-    """Rebuild the plain padded tensor ``[length, features]`` bf16 (called by pickle)."""
-    if version != FORMAT_VERSION:
-        raise DamagedHiddenState(
-            f"hidden state of cache format {version}, this package reads format {FORMAT_VERSION}: "
-            "it was written by another version of navsim-recogdrive; cache the split again"
-        )
-    if _checksum(payload, length, features, padding_rows) != checksum:
-        raise DamagedHiddenState(
-            "hidden state with a wrong checksum: the cache file is damaged; delete it and cache again"
-        )
-    stored = torch.frombuffer(bytearray(payload), dtype=torch.bfloat16).view(-1, features)
-    if padding_rows == 0:
-        return stored
-    rows = torch.empty(length, features, dtype=torch.bfloat16)
-    rows[:padding_rows] = stored[0]
-    rows[padding_rows:] = stored[1:]
-    return rows
+# Cache files name this function: neither its name nor its arguments may change.
+def _restore(origin: bytes, payload: bytes) -> Tensor:
+    """Rebuild the plain padded tensor ``[L, D]`` (called by pickle)."""
+    try:
+        return decode(payload)
+    except DamagedHiddenState as error:
+        raise DamagedHiddenState(named(str(error))) from error

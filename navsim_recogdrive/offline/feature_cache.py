@@ -7,9 +7,8 @@ not at all, so an interrupted run continues where it stopped.
 from __future__ import annotations
 
 import gzip
-import os
 import pickle
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,11 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from navsim_recogdrive.cache.identity import claim
+from navsim_recogdrive.cache.writing import write_feature
 from navsim_recogdrive.policy.backbones import SharedBackbone
 from navsim_recogdrive.policy.features import (
     EGO_CACHE,
-    HIDDEN_STATE,
     HIDDEN_STATE_CACHE,
     TOKEN,
     TOKEN_CACHE,
@@ -40,12 +40,22 @@ def scene_folder(cache_path: Path, scene: WorldScene) -> Path:
     return cache_path / scene.log_name / scene.token
 
 
-def cache_scenes(scenes: Sequence[WorldScene], backbone: SharedBackbone, cache_path: Path) -> int:
+def cache_scenes(scenes: Sequence[WorldScene], backbone: SharedBackbone, cache_path: Path, mode: str = "bf16") -> int:
     """Compute and store features and targets of ``scenes``; complete ones are left alone.
+
+    Args:
+        scenes: to be cached.
+        backbone: the VLM.
+        cache_path: root of the cache.
+        mode: how hidden states are stored, one of :data:`~navsim_recogdrive.cache.codec.MODES`.
 
     Returns:
         The number of scenes computed now.
+
+    Raises:
+        CacheIdentityError: if it is a cache of another VLM, prompt or mode.
     """
+    claim(cache_path, backbone.identity(mode))
     missing = [
         scene
         for scene in scenes
@@ -55,21 +65,11 @@ def cache_scenes(scenes: Sequence[WorldScene], backbone: SharedBackbone, cache_p
         observation = scene.observation()
         folder = scene_folder(cache_path, scene)
         folder.mkdir(parents=True, exist_ok=True)
-        _write(folder / f"{HIDDEN_STATE_CACHE}.gz", {HIDDEN_STATE: backbone.cacheable_hidden_state(observation)})
-        _write(folder / f"{EGO_CACHE}.gz", ego_features(observation))
-        _write(folder / f"{TRAJECTORY_CACHE}.gz", {TRAJECTORY: torch.from_numpy(scene.future_poses())})
-        _write(folder / f"{TOKEN_CACHE}.gz", {TOKEN: scene.token})
+        write_feature(folder / f"{HIDDEN_STATE_CACHE}.gz", backbone.cacheable_features(observation, mode))
+        write_feature(folder / f"{EGO_CACHE}.gz", ego_features(observation))
+        write_feature(folder / f"{TRAJECTORY_CACHE}.gz", {TRAJECTORY: torch.from_numpy(scene.future_poses())})
+        write_feature(folder / f"{TOKEN_CACHE}.gz", {TOKEN: scene.token})
     return len(missing)
-
-
-def _write(path: Path, content: Mapping[str, Any]) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with gzip.open(partial, "wb", compresslevel=1) as file:
-            pickle.dump(dict(content), file)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class CachedScenes(Dataset[tuple[dict[str, Tensor], dict[str, Any]]]):

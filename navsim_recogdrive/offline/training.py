@@ -9,12 +9,15 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from navsim_recogdrive.cache.identity import CacheIdentity
 from navsim_recogdrive.offline.feature_cache import CachedScenes
 from navsim_recogdrive.planner.planner import DiffusionPlanner
 from navsim_recogdrive.policy.callbacks import training_callbacks
 from navsim_recogdrive.policy.configuration import OptimizerConfig
+from navsim_recogdrive.policy.joint import CarriedVLM
 from navsim_recogdrive.policy.objective import ImitationObjective
 from navsim_recogdrive.policy.optimization import lightning_optimizers
+from navsim_recogdrive.vlm.adapters import TrainedVLM
 
 Batch = tuple[dict[str, Tensor], dict[str, Any]]
 
@@ -22,17 +25,25 @@ Batch = tuple[dict[str, Tensor], dict[str, Any]]
 class _AgentShell(pl.LightningModule):
     """Names the planner ``agent.action_head``, so that checkpoints are those of the NAVSIM runner."""
 
-    def __init__(self, planner: DiffusionPlanner) -> None:
+    def __init__(self, planner: DiffusionPlanner, trained: TrainedVLM | None) -> None:
         super().__init__()
         self.action_head = planner
+        if trained is not None:
+            self.vlm = CarriedVLM(trained)
 
 
 class OfflineModule(pl.LightningModule):
-    """One planner under the imitation objective."""
+    """One planner under the imitation objective, and the trained VLM that it belongs to, if any."""
 
-    def __init__(self, planner: DiffusionPlanner, objective: ImitationObjective, optimizer: OptimizerConfig) -> None:
+    def __init__(
+        self,
+        planner: DiffusionPlanner,
+        objective: ImitationObjective,
+        optimizer: OptimizerConfig,
+        trained: TrainedVLM | None = None,
+    ) -> None:
         super().__init__()
-        self.agent = _AgentShell(planner)
+        self.agent = _AgentShell(planner, trained)
         self._objective = objective
         self._optimizer = optimizer
 
@@ -63,9 +74,10 @@ def train(
     validation: CachedScenes,
     dataloader: Mapping[str, Any],
     trainer: Mapping[str, Any],
+    vlm: CacheIdentity | None = None,
 ) -> str:
-    """Train and return the path of the last checkpoint."""
-    runner = pl.Trainer(**trainer, callbacks=training_callbacks(objective.displacement))
+    """Train and return the path of the last checkpoint, which remembers ``vlm``."""
+    runner = pl.Trainer(**trainer, callbacks=training_callbacks(objective.displacement, vlm))
     runner.fit(
         module,
         DataLoader(training, shuffle=True, **dataloader),

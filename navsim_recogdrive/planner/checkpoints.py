@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -132,14 +133,34 @@ def infer_planner_config(source: str | Path | Mapping[str, Tensor]) -> PlannerCo
 
 def _planner_entries(source: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
     """The planner's entries of a source under their own keys, reference copies left out."""
-    state = dict(source) if isinstance(source, Mapping) else _read(Path(source))
+    state = dict(source) if isinstance(source, Mapping) else read_state_dict(source)
     prefix = _find_prefix(state, _name(source))
     inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     entries = {key: value for key, value in inside.items() if not key.startswith(REFERENCE_PREFIX)}
     return entries, LoadReport(prefix, len(entries), len(inside) - len(entries), len(state) - len(inside))
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint file by their keys; a ``.ckpt``, ``.pt`` or ``.pth`` is mapped into memory, not read.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        PlannerCheckpointError: if it cannot be read, or holds anything but tensors and plain values.
+    """
+    content = read_checkpoint(path)
+    if isinstance(content.get("state_dict"), Mapping):
+        content = content["state_dict"]
+    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+
+
+def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
+    """All that a checkpoint file holds, tensors mapped into memory; of a ``.safetensors`` its tensors.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        PlannerCheckpointError: if it cannot be read, or holds anything but tensors and plain values.
+    """
+    path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no planner checkpoint at {path}")
     if path.suffix == ".safetensors":
@@ -160,11 +181,9 @@ def _read(path: Path) -> dict[str, Tensor]:
         ) from error
     except (RuntimeError, EOFError) as error:
         raise PlannerCheckpointError(f"{path} cannot be read, was its download cut short? {error}") from error
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
     if not isinstance(content, Mapping):
         raise PlannerCheckpointError(f"{path} must hold a state dict, found {type(content).__name__}")
-    return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
+    return content
 
 
 def _find_prefix(state: Mapping[str, Tensor], name: str) -> str:

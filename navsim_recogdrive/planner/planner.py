@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .condition import Condition
 from .configuration import (
     EGO_STATUS_SIZE,
+    FLOW_NOISE_LEVEL,
     HIDDEN_STATE_SIZES,
     HISTORY_POSES,
     LOG_PROB_STD_FLOOR,
@@ -23,7 +24,7 @@ from .configuration import (
 from .dit import DiT, Modulations
 from .encoders import ActionEncoder, Mlp
 from .normalization import denormalize_trajectory
-from .samplers import DenoisingMethod, LogProbUnsupported, denoising_method
+from .samplers import DenoisingMethod, LogProbUnsupported, Transition, denoising_method
 from .schedules import Float32Buffers, cosine_ddpm_tables, ddim_tables
 
 
@@ -165,7 +166,7 @@ class DiffusionPlanner(Float32Buffers):
             condition: of B scenes.
             num_samples: N trajectories per scene.
             deterministic: no noise in the steps (DDIM with eta = 0). The initial noise is drawn all the same. Flow
-                matching is deterministic in this sense always.
+                matching is deterministic in this sense unless ``settings.flow_noise_level`` is above 0.
             settings: defaults to :meth:`SamplerSettings.inference`, the published evaluation.
             initial_noise: ``[B, N, horizon, 3]``, drawn if not given.
             step_noise: ``[K, B, N, horizon, 3]``, drawn step by step, after the initial noise, if not given.
@@ -202,8 +203,41 @@ class DiffusionPlanner(Float32Buffers):
         settings = settings or SamplerSettings.rollout()
         return self._denoise(condition, num_samples, deterministic, settings, initial_noise, step_noise, generator)
 
-    def log_prob(self, condition: Condition, states: Tensor, *, std_floor: float = LOG_PROB_STD_FLOOR) -> Tensor:
+    def log_prob(
+        self,
+        condition: Condition,
+        states: Tensor,
+        *,
+        std_floor: float = LOG_PROB_STD_FLOOR,
+        flow_noise_level: float = FLOW_NOISE_LEVEL,
+    ) -> Tensor:
         """Log-density of every denoising step of given chains under this planner, with gradients.
+
+        Args:
+            condition: as in :meth:`transitions`, and so are the others.
+            states: ``[B, N, K + 1, horizon, 3]``.
+            std_floor: smallest standard deviation of a step.
+            flow_noise_level: that of the chains.
+
+        Returns:
+            ``[B, N, K, horizon, 3]`` float32, per coordinate, in nats of the normalised space.
+
+        Raises:
+            LogProbUnsupported: for flow matching with ``flow_noise_level`` 0.
+            ValueError: for chains of another shape.
+        """
+        transitions = self.transitions(condition, states, std_floor=std_floor, flow_noise_level=flow_noise_level)
+        return transitions.log_prob(states[:, :, 1:].detach().float())
+
+    def transitions(
+        self,
+        condition: Condition,
+        states: Tensor,
+        *,
+        std_floor: float = LOG_PROB_STD_FLOOR,
+        flow_noise_level: float = FLOW_NOISE_LEVEL,
+    ) -> Transition:
+        """Distribution of every next state of given chains under this planner, with gradients.
 
         All steps of all samples go through the network in one call.
 
@@ -211,18 +245,19 @@ class DiffusionPlanner(Float32Buffers):
             condition: of B scenes, made by this planner.
             states: ``[B, N, K + 1, horizon, 3]``, as in :attr:`Chain.states`; they are data and get no gradient.
             std_floor: smallest standard deviation of a step.
+            flow_noise_level: that of the chains (:attr:`SamplerSettings.flow_noise_level`); only for flow matching.
 
         Returns:
-            ``[B, N, K, horizon, 3]`` float32, per coordinate, in nats of the normalised space.
+            Means ``[B, N, K, horizon, 3]`` and standard deviations ``[K, 1, 1]``, float32 under autocast too.
 
         Raises:
-            LogProbUnsupported: for flow matching, whose Euler steps have no density.
+            LogProbUnsupported: for flow matching with ``flow_noise_level`` 0: such steps have no density.
             ValueError: for chains of another shape.
         """
-        if self.config.method == "flow":
+        if self.config.method == "flow" and not flow_noise_level > 0:
             raise LogProbUnsupported(
-                "log_prob is not defined for method 'flow': its denoising steps are deterministic (an ODE). "
-                "Train a planner with method 'ddim' or 'ddpm' where log-probabilities are needed."
+                f"method 'flow' has no log-probabilities with flow_noise_level {flow_noise_level}: its denoising steps "
+                "are deterministic (an ODE). Draw and score the chains with a level above 0."
             )
         pose = (self.config.horizon, POSE_SIZE)
         if (
@@ -235,16 +270,14 @@ class DiffusionPlanner(Float32Buffers):
                 f"states must have shape [{condition.batch_size}, N, K + 1, {pose[0]}, {pose[1]}], "
                 f"found {list(states.shape)}"
             )
-        states = states.detach().float()
-        before, after = states[:, :, :-1], states[:, :, 1:]
+        before = states[:, :, :-1].detach().float()
         num_steps = before.shape[2]
         check_num_steps(num_steps, self.config.method, self.config.num_train_timesteps)
-        steps = self.method.steps(num_steps, eta=1.0, device=states.device)
+        steps = self.method.steps(num_steps, self._eta(flow_noise_level), states.device)
         prediction = self.predict(condition, before, steps.timesteps).float()
-        transition = steps.step(slice(None), before, prediction)
-        assert transition.std is not None
-        std = transition.std.clamp(min=std_floor)
-        return torch.distributions.Normal(transition.mean, std, validate_args=False).log_prob(after)
+        mean, std = steps.step(slice(None), before, prediction)
+        assert std is not None
+        return Transition(mean, std.clamp(min=std_floor))
 
     def _denoise(
         self,
@@ -260,7 +293,7 @@ class DiffusionPlanner(Float32Buffers):
         check_num_steps(num_steps, self.config.method, self.config.num_train_timesteps)
         shape = (condition.batch_size, num_samples, self.config.horizon, POSE_SIZE)
         device = condition.context.device
-        steps = self.method.steps(num_steps, eta=0.0 if deterministic else 1.0, device=device)
+        steps = self.method.steps(num_steps, 0.0 if deterministic else self._eta(settings.flow_noise_level), device)
         noisy = _noise("initial_noise", initial_noise, shape, device, generator)
         if step_noise is not None and step_noise.shape != (num_steps, *shape):
             raise ValueError(f"step_noise must have shape {[num_steps, *shape]}, found {list(step_noise.shape)}")
@@ -276,10 +309,16 @@ class DiffusionPlanner(Float32Buffers):
                     drawn = drawn.clamp(-settings.noise_clamp, settings.noise_clamp)
                 noisy = noisy + std.clamp(min=settings.std_floor) * drawn
             states.append(noisy)
+        # Autocast keeps the weights it has cast until its region ends. Older versions of torch hand those cast here,
+        # without gradients, to later passes with gradients, which then miss the parameters.
+        torch.clear_autocast_cache()
         end = noisy.clamp(-1, 1)
         if settings.clamp_chain_end:
             states[-1] = end
         return Chain(torch.stack(states, dim=2), denormalize_trajectory(end))
+
+    def _eta(self, flow_noise_level: float) -> float:
+        return flow_noise_level if self.config.method == "flow" else 1.0
 
     def _embed(self, condition: Condition, timesteps: Tensor, sample_axes: int) -> _TimestepEmbedding:
         # Leading axes of length 1 line the timesteps up with [B, ...]; what is shared stays shared.

@@ -7,23 +7,32 @@ import os
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
 
 from navsim_recogdrive.cache.hidden_state import HiddenState
+from navsim_recogdrive.cache.identity import CacheIdentity, package_version
+from navsim_recogdrive.cache.scene_key import SceneKey
 from navsim_recogdrive.observation import Observation
 from navsim_recogdrive.policy.configuration import InvalidSetting, VLMConfig
-from navsim_recogdrive.vlm.identity import read_vlm_identity
+from navsim_recogdrive.policy.features import HIDDEN_STATE, SCENE_KEY, scene_key_of
+from navsim_recogdrive.vlm.adapters import TrainedVLM, parameter_dtype, restore
+from navsim_recogdrive.vlm.identity import VLMIdentity, VLMSettings, read_hidden_size, read_vlm_identity
 
 if TYPE_CHECKING:
     from navsim_recogdrive.vlm.backbone import Backbone
+    from navsim_recogdrive.vlm.generation import GeneratedText
+    from navsim_recogdrive.vlm.preparation import ScenePreparation, VLMInputs
 
 logger = logging.getLogger(__name__)
 
-_LOADED: dict[tuple[VLMConfig, torch.device], Backbone] = {}
-_LOCK = threading.RLock()
+_LOADED: dict[tuple[VLMConfig, torch.device, bool, str | None], Backbone] = {}
+_PREPARATIONS: dict[VLMSettings, ScenePreparation] = {}
+_LOADING = threading.Lock()
+_COMPUTING = threading.Lock()
 
 
 def resolve_device(device: str) -> torch.device:
@@ -65,16 +74,11 @@ def check_vlm_fits(config: VLMConfig, hidden_state_size: int) -> None:
 
     Raises:
         InvalidSetting: if they differ.
-        ValueError: if ``config.path`` is not a VLM folder (``VLMCheckpointError``).
+        ValueError: if there is no VLM at ``config.path`` (``VLMCheckpointError``).
     """
     if config.path is None:
         return
-    found = read_vlm_identity(
-        config.path,
-        hidden_length=config.hidden_length,
-        prompt_profile=config.prompt_profile,
-        max_tiles=config.max_tiles,
-    ).hidden_size
+    found = read_hidden_size(config.settings())
     if found != hidden_state_size:
         raise InvalidSetting(
             f"the VLM in {config.path} has hidden size {found}, the planner expects {hidden_state_size}. "
@@ -88,71 +92,183 @@ def hint_for_hidden_size(hidden_size: int) -> str:
     return f"Use agent={agent}," if agent else "Use the VLM that the planner was trained with,"
 
 
-class SharedBackbone:
-    """A handle on the process-wide VLM of one configuration; cheap to make, loads on first use.
+def load_base(config: VLMConfig, device: torch.device, training: str, with_head: bool = False) -> Backbone:
+    """Load a VLM of one's own, in the dtype that ``training`` needs."""
+    # Here, not above: training from a cache needs no VLM and should not wait for transformers to import.
+    from navsim_recogdrive.vlm.loading import load_backbone
 
-    Threads take turns (NAVSIM's thread-pool worker instantiates one agent per task, all in one process).
+    logger.info("Loading the VLM from %s (%s, %s)", config.path, config.dtype, device)
+    return load_backbone(
+        config.settings(),
+        dtype=parameter_dtype(training, getattr(torch, config.dtype)),
+        device=device,
+        attention=config.attention,
+        with_head=with_head,
+    )
+
+
+class HiddenStateSource(Protocol):
+    """Where a policy gets hidden states: a VLM, or a cache of one."""
+
+    def hidden_states(self, observations: Sequence[Observation]) -> Tensor:
+        """Hidden states [B, L, D] of ``observations``, on any device."""
+        ...
+
+
+class SharedBackbone:
+    """A handle on the process-wide, frozen VLM of one configuration; cheap to make, loads on first use.
+
+    Threads take turns on the model (NAVSIM's thread-pool worker instantiates one agent per task, all in one process)
+    and prepare their images beside each other, so that with several threads the GPU does not wait for the CPU.
 
     Args:
         config: which VLM, and how.
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``, resolved when the VLM is loaded.
+        with_head: load the language modelling head too, to generate text.
+        trained: what a checkpoint holds of a VLM that was trained together with its planner.
     """
 
-    def __init__(self, config: VLMConfig, device: str = "auto") -> None:
-        self._config = config
+    def __init__(
+        self,
+        config: VLMConfig,
+        device: str = "auto",
+        *,
+        with_head: bool = False,
+        trained: TrainedVLM | None = None,
+    ) -> None:
+        self.config = config
         self._device = device
+        self._with_head = with_head
+        self._trained = trained
 
-    def load(self) -> Backbone:
-        """The VLM itself.
+    def load(self, device: torch.device | None = None) -> Backbone:
+        """The VLM itself, on another device than the configured one if ``device`` is given.
 
         Raises:
             InvalidSetting: if no path is configured, or if a GPU would be used inside a forked DataLoader worker.
+            VLMCheckpointError: for an unusable checkpoint, or another base VLM than the trained one's.
         """
-        if self._config.path is None:
-            raise InvalidSetting(
-                "hidden states must be computed but no VLM is configured: set agent.vlm.path=FOLDER (or the "
-                "environment variable VLM_PATH), or train from a complete cache with use_cache_without_dataset=true "
-                "force_cache_computation=false"
-            )
-        with _LOCK:
-            device = resolve_device(self._device)
+        settings = self.config.settings()
+        with _LOADING:
+            device = resolve_device(self._device) if device is None else device
             if device.type == "cuda" and torch.utils.data.get_worker_info() is not None:
                 raise InvalidSetting(
                     "hidden states would be computed on the GPU inside a DataLoader worker, which CUDA does not allow. "
-                    "Cache them first with run_dataset_caching.py (recommended), or set "
-                    "dataloader.params.num_workers=0 dataloader.params.prefetch_factor=null"
+                    "Cache them first with run_dataset_caching.py (recommended), set agent.cache_hidden_state=false, "
+                    "or dataloader.params.num_workers=0 dataloader.params.prefetch_factor=null"
                 )
-            key = (self._config, device)
+            trained = self._trained
+            key = (self.config.frozen(), device, self._with_head, None if trained is None else trained.fingerprint)
             if key not in _LOADED:
-                # Here, not above: training from a cache needs no VLM and should not wait for transformers to import.
-                from navsim_recogdrive.vlm.backbone import load_backbone
-
-                logger.info("Loading the VLM from %s (%s, %s)", self._config.path, self._config.dtype, device)
-                _LOADED[key] = load_backbone(
-                    self._config.path,
-                    dtype=getattr(torch, self._config.dtype),
-                    device=device,
-                    attention=self._config.attention,
-                    hidden_length=self._config.hidden_length,
-                    prompt_profile=self._config.prompt_profile,
-                    max_tiles=self._config.max_tiles,
+                dtype = getattr(torch, self.config.dtype)
+                backbone = load_base(
+                    self.config, device, "frozen" if trained is None else trained.training, self._with_head
                 )
+                if trained is not None:
+                    restore(backbone, trained, dtype)
+                _LOADED[key] = backbone
+                _PREPARATIONS.setdefault(settings, backbone.preparation)
             return _LOADED[key]
+
+    @property
+    def trained_fingerprint(self) -> str:
+        """Fingerprint of what joint training made of the VLM, empty for the VLM as it is."""
+        return "" if self._trained is None else self._trained.fingerprint
+
+    @property
+    def preparation(self) -> ScenePreparation:
+        """What prepares scenes for this VLM; loads no weights.
+
+        Raises:
+            InvalidSetting: if no path is configured.
+            VLMCheckpointError: for an unusable checkpoint.
+        """
+        settings = self.config.settings()
+        with _LOADING:
+            if settings not in _PREPARATIONS:
+                from navsim_recogdrive.vlm.preparation import load_preparation
+
+                _PREPARATIONS[settings] = load_preparation(settings)
+            return _PREPARATIONS[settings]
+
+    def prepare(self, observations: Sequence[Observation]) -> list[VLMInputs]:
+        """Tiles and prompts of ``observations``, on the CPU, beside whatever the model computes; loads no weights."""
+        preparation = self.preparation
+        return [preparation.prepare(observation) for observation in observations]
+
+    def hidden_states_of(self, inputs: Sequence[VLMInputs], device: torch.device | None = None) -> Tensor:
+        """Hidden states [B, L, D] of prepared scenes, on ``device`` or the configured one."""
+        backbone = self.load(device)
+        with _COMPUTING:
+            return backbone.hidden_states(inputs)
 
     def hidden_states(self, observations: Sequence[Observation]) -> Tensor:
         """Hidden states [B, L, D] of ``observations``, on the VLM's device in its dtype."""
-        with _LOCK:
-            backbone = self.load()
-            return backbone.hidden_states([backbone.prepare(observation) for observation in observations])
+        self.load()
+        return self.hidden_states_of(self.prepare(observations))
 
-    def cacheable_hidden_state(self, observation: Observation) -> HiddenState:
-        """The hidden state [L, D] of one observation as a CPU bf16 tensor that pickles itself small.
+    def generate(self, observations: Sequence[Observation], max_new_tokens: int) -> list[GeneratedText]:
+        """The VLM's answers to ``observations`` as text, see :func:`~navsim_recogdrive.vlm.generation.generate`."""
+        from navsim_recogdrive.vlm.generation import generate
+
+        backbone = self.load()
+        inputs = self.prepare(observations)
+        with _COMPUTING:
+            return generate(backbone, inputs, max_new_tokens)
+
+    def identity(self, mode: str = "bf16") -> CacheIdentity:
+        """What a cache of this VLM's hidden states is, stored in ``mode``; reads no weights.
+
+        Raises:
+            InvalidSetting: if no path is configured.
+            VLMCheckpointError: for an unusable checkpoint.
+        """
+        settings = self.config.settings()
+        found = _read_identity(settings)
+        return CacheIdentity(
+            vlm=Path(settings.path).name,
+            model=found.model,
+            trained=self.trained_fingerprint,
+            prompt=found.profile,
+            cameras=settings.cameras,
+            hidden_size=found.hidden_size,
+            hidden_length=found.hidden_length,
+            max_tiles=settings.max_tiles,
+            dtype=self.config.dtype,
+            mode=mode,
+            package=package_version(),
+        )
+
+    def cacheable_features(self, observation: Observation, mode: str = "bf16") -> dict[str, Tensor]:
+        """Scene key [16] uint8 and hidden state [L, D] of one observation as CPU tensors that pickle themselves small.
+
+        Args:
+            observation: of the scene.
+            mode: how the hidden state is stored, one of :data:`~navsim_recogdrive.cache.codec.MODES`.
 
         Raises:
             ValueError: if the VLM produced values that are not finite.
         """
-        with _LOCK:
-            backbone = self.load()
-            inputs = backbone.prepare(observation)
-            rows = backbone.hidden_states([inputs])[0]
-            return HiddenState.wrap(rows, padding_rows=len(rows) - len(inputs.token_ids))
+        self.load()
+        (inputs,) = self.prepare([observation])
+        return self.features_of(observation, inputs, self.hidden_states_of([inputs])[0], mode)
+
+    def features_of(
+        self, observation: Observation, inputs: VLMInputs, hidden_state: Tensor, mode: str
+    ) -> dict[str, Tensor]:
+        """Those of :meth:`cacheable_features`, from an observation's prepared inputs and its hidden state [L, D]."""
+        rows = hidden_state.cpu()
+        padding_rows = len(rows) - len(inputs.token_ids)
+        preparation = self.preparation
+        key = scene_key_of(observation, preparation.cameras, preparation.profile)
+        # The key first: an index of a cache reads the first kilobyte of each file.
+        return {
+            SCENE_KEY: SceneKey.wrap(key),
+            HIDDEN_STATE: HiddenState.wrap(rows, padding_rows, mode, self.identity(mode).origin),
+        }
+
+
+@lru_cache(maxsize=8)
+def _read_identity(settings: VLMSettings) -> VLMIdentity:
+    """Once per process: it reads samples of every weight."""
+    return read_vlm_identity(settings)

@@ -10,6 +10,9 @@ import torch
 from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from torch import Tensor
 
+from navsim_recogdrive.cache.identity import CacheIdentity
+from navsim_recogdrive.policy.remembered_vlm import RememberVLM
+
 logger = logging.getLogger(__name__)
 
 PUBLISHED_GRADIENT_CLIP = 1.0
@@ -74,9 +77,15 @@ class ValidationDisplacement(pl.Callback):
         pl_module.log("val/fde", sums[1] / sums[2], sync_dist=True)
 
 
-def training_callbacks(displacement: ValidationDisplacement) -> list[pl.Callback]:
-    """Recipe check, noise per rank, validation displacement, learning-rate monitor, best and last checkpoint."""
+def training_callbacks(displacement: ValidationDisplacement, vlm: CacheIdentity | None = None) -> list[pl.Callback]:
+    """Recipe check, noise per rank, validation displacement, learning-rate monitor, best and last checkpoint.
+
+    Args:
+        displacement: of the objective.
+        vlm: what the hidden states come from, for the checkpoints to remember; ``None`` where that is not known.
+    """
     return [
+        *([] if vlm is None else [RememberVLM(vlm)]),
         RecipeCheck(),
         NoisePerRank(),
         displacement,

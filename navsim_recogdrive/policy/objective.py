@@ -10,7 +10,8 @@ from torch import Tensor
 from navsim_recogdrive.planner.configuration import POSE_SIZE
 from navsim_recogdrive.policy.callbacks import ValidationDisplacement
 from navsim_recogdrive.policy.configuration import ImitationConfig
-from navsim_recogdrive.policy.features import EGO_STATUS, HIDDEN_STATE, PAST_POSES, TOKEN, TRAJECTORY
+from navsim_recogdrive.policy.features import EGO_STATUS, HIDDEN_STATE, IMAGE_TILES, PAST_POSES, TOKEN, TRAJECTORY
+from navsim_recogdrive.policy.image_features import scenes_of
 from navsim_recogdrive.policy.imitation import imitation_loss
 from navsim_recogdrive.policy.noise import scene_generators
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
@@ -42,13 +43,14 @@ class ImitationObjective:
         """Condition of a batch; when the planner is not in training mode also a planned trajectory.
 
         Args:
-            features: ``hidden_state`` [B, L, D], ``past_poses`` [B, 4, 3], ``ego_status`` [B, 8].
+            features: ``past_poses`` [B, 4, 3], ``ego_status`` [B, 8], and ``hidden_state`` [B, L, D] or, in joint mode,
+                those of :func:`~navsim_recogdrive.policy.image_features.tile_features`.
 
         Returns:
             ``condition``, which :meth:`loss` uses, and when evaluating ``trajectory`` [B, 8, 3] float32.
         """
         planner = self._policy.planner
-        condition = planner.condition(features[HIDDEN_STATE], features[PAST_POSES], features[EGO_STATUS])
+        condition = planner.condition(self._hidden_states(features), features[PAST_POSES], features[EGO_STATUS])
         predictions: dict[str, Any] = {"condition": condition}
         if not planner.training:
             samples = self._policy.sample(condition, features[PAST_POSES], features[EGO_STATUS])
@@ -65,10 +67,15 @@ class ImitationObjective:
         draws = {"draws_per_scene": self._config.draws_per_scene} if planner.training else self._fixed_draws(features)
         loss = imitation_loss(planner, predictions["condition"], targets[TRAJECTORY], **draws)
         if not torch.isfinite(loss):
-            raise InvalidFeature(_describe_non_finite(features, targets, loss))
+            raise InvalidFeature(describe_non_finite(features, targets, f"the loss is {loss.item()}"))
         if TRAJECTORY in predictions:
             self.displacement.update(predictions[TRAJECTORY], targets[TRAJECTORY])
         return loss
+
+    def _hidden_states(self, features: dict[str, Tensor]) -> Tensor:
+        if HIDDEN_STATE in features:
+            return features[HIDDEN_STATE]
+        return self._policy.backbone.hidden_states_of(scenes_of(features), features[IMAGE_TILES].device)
 
     def _fixed_draws(self, features: dict[str, Tensor]) -> dict[str, Any]:
         planner = self._policy.planner
@@ -79,11 +86,19 @@ class ImitationObjective:
         return {"draws_per_scene": VALIDATION_DRAWS, "noise": torch.stack(noise), "levels": torch.stack(levels)}
 
 
-def _describe_non_finite(features: dict[str, Tensor], targets: dict[str, Any], loss: Tensor) -> str:
+def describe_non_finite(features: dict[str, Tensor], targets: dict[str, Any], symptom: str) -> str:
+    """What to do about a batch with a result that is not finite: the scenes to blame, or the optimization.
+
+    Args:
+        features: of the batch.
+        targets: of the batch, with scene tokens; the experts' trajectories are looked at where they are there.
+        symptom: what is not finite, as the beginning of a sentence.
+    """
     tokens = targets.get(TOKEN, [])
     culprits = []
-    for name, values in {**features, TRAJECTORY: targets[TRAJECTORY]}.items():
-        finite = torch.isfinite(values).flatten(1).all(dim=1).tolist()
+    expert = {TRAJECTORY: targets[TRAJECTORY]} if TRAJECTORY in targets else {}
+    for name, values in {**features, **expert}.items():
+        finite = torch.isfinite(values).reshape(len(values), -1).all(dim=1).tolist()
         culprits += [
             f"{name} of scene {token}" for token, is_finite in zip(tokens, finite, strict=False) if not is_finite
         ]
@@ -93,7 +108,7 @@ def _describe_non_finite(features: dict[str, Tensor], targets: dict[str, Any], l
             "run the caching again with force_cache_computation=false."
         )
     return (
-        f"the loss is {loss.item()} although all features of the batch are finite (scenes {', '.join(tokens)}): "
+        f"{symptom} although all features of the batch are finite (scenes {', '.join(tokens)}): "
         "training has diverged. Use trainer.params.gradient_clip_val=1.0, a lower agent.optimizer.learning_rate, or "
         "trainer.params.precision=bf16-mixed."
     )

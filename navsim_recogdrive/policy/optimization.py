@@ -37,12 +37,20 @@ def learning_rate(epoch: int, *, peak: float, floor: float, epochs: int, warmup_
     return floor + (peak - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> tuple[AdamW, LambdaLR]:
+def build_optimizer(
+    parameters: Iterable[nn.Parameter],
+    config: OptimizerConfig,
+    *,
+    vlm_parameters: Iterable[nn.Parameter] = (),
+    vlm_learning_rate: float | None = None,
+) -> tuple[AdamW, LambdaLR]:
     """AdamW over the trainable parameters and its schedule, stepped once per epoch.
 
     Args:
         parameters: frozen ones (such as DDIM's eta) are left out.
         config: rates, warm-up, decay and the number of epochs.
+        vlm_parameters: of a VLM that is trained too: a parameter group of its own.
+        vlm_learning_rate: its highest learning rate, on a curve of the same shape; ``None``: the planner's.
 
     Returns:
         The optimiser and a scheduler whose ``step()`` belongs at the end of every epoch.
@@ -59,7 +67,11 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
     trainable = [parameter for parameter in parameters if parameter.requires_grad]
     if not trainable:
         raise ValueError("no parameter is trainable: every one has requires_grad=False")
-    optimizer = AdamW(trainable, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
+    groups: list[dict[str, Any]] = [{"params": trainable}]
+    if of_vlm := [parameter for parameter in vlm_parameters if parameter.requires_grad]:
+        rate = config.learning_rate if vlm_learning_rate is None else vlm_learning_rate
+        groups = [{"params": trainable, "name": "planner"}, {"params": of_vlm, "name": "vlm", "lr": rate}]
+    optimizer = AdamW(groups, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay)
     curve = partial(
         learning_rate,
         peak=config.learning_rate,
@@ -70,7 +82,25 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: OptimizerConfig)
     return optimizer, LambdaLR(optimizer, lambda epoch: curve(epoch) / config.learning_rate)
 
 
-def lightning_optimizers(module: nn.Module, config: OptimizerConfig) -> dict[str, Any]:
-    """What Lightning's ``configure_optimizers`` returns: the optimiser, and its schedule stepped once per epoch."""
-    optimizer, scheduler = build_optimizer(module.parameters(), config)
+def lightning_optimizers(
+    module: nn.Module,
+    config: OptimizerConfig,
+    *,
+    vlm: nn.Module | None = None,
+    vlm_learning_rate: float | None = None,
+) -> dict[str, Any]:
+    """What Lightning's ``configure_optimizers`` returns: the optimiser, and its schedule stepped once per epoch.
+
+    Args:
+        module: the planner.
+        config: see :func:`build_optimizer`.
+        vlm: trained beside it, if anything of it is trainable.
+        vlm_learning_rate: its highest learning rate; ``None``: the planner's.
+    """
+    optimizer, scheduler = build_optimizer(
+        module.parameters(),
+        config,
+        vlm_parameters=() if vlm is None else vlm.parameters(),
+        vlm_learning_rate=vlm_learning_rate,
+    )
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "epoch"}}

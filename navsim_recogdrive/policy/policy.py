@@ -12,10 +12,12 @@ from navsim_recogdrive.observation import Observation, PlannedTrajectory
 from navsim_recogdrive.planner.checkpoints import infer_planner_config, load_planner_weights
 from navsim_recogdrive.planner.condition import Condition
 from navsim_recogdrive.planner.planner import DiffusionPlanner
-from navsim_recogdrive.policy.backbones import SharedBackbone, check_vlm_fits, resolve_device
+from navsim_recogdrive.policy.backbones import HiddenStateSource, SharedBackbone, check_vlm_fits, resolve_device
 from navsim_recogdrive.policy.configuration import SamplingConfig, VLMConfig
 from navsim_recogdrive.policy.features import ego_features
+from navsim_recogdrive.policy.joint import check_base_vlm, read_trained_vlm
 from navsim_recogdrive.policy.noise import scene_noise
+from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
 
 
 class ReCogDrivePolicy:
@@ -25,14 +27,20 @@ class ReCogDrivePolicy:
         planner: the diffusion planner, on the device where it shall run.
         backbone: the VLM that delivers hidden states.
         sampling: how trajectories are drawn.
+        source: where hidden states are planned from; the VLM if not given.
     """
 
     def __init__(
-        self, planner: DiffusionPlanner, backbone: SharedBackbone, sampling: SamplingConfig | None = None
+        self,
+        planner: DiffusionPlanner,
+        backbone: SharedBackbone,
+        sampling: SamplingConfig | None = None,
+        source: HiddenStateSource | None = None,
     ) -> None:
         self.planner = planner
         self.backbone = backbone
         self.sampling = sampling or SamplingConfig()
+        self._source = source or backbone
 
     @classmethod
     def from_pretrained(
@@ -44,7 +52,9 @@ class ReCogDrivePolicy:
         vlm_config: VLMConfig | None = None,
         sampling: SamplingConfig | None = None,
     ) -> ReCogDrivePolicy:
-        """A policy from a VLM folder and a planner checkpoint; the planner's sizes and method are read from the file.
+        """A policy from a VLM and a planner checkpoint; the planner's sizes and method are read from the file.
+
+        So is what the checkpoint holds of a VLM that was trained with its planner: ``vlm`` is the one it started from.
 
         Args:
             vlm: folder of the VLM (hub layout).
@@ -54,16 +64,22 @@ class ReCogDrivePolicy:
             sampling: how trajectories are drawn.
 
         Raises:
-            InvalidSetting: if the VLM's hidden size is not the planner's.
+            InvalidSetting: if the VLM's hidden size is not the planner's, or ``checkpoint`` remembers another VLM.
             PlannerCheckpointError: if ``checkpoint`` holds no planner.
+            VLMCheckpointError: if ``checkpoint`` was trained from another VLM.
         """
         base = vlm_config or VLMConfig()
         config = VLMConfig(**{**base.__dict__, "path": str(vlm)})
         planner = DiffusionPlanner(infer_planner_config(checkpoint))
         check_vlm_fits(config, planner.config.hidden_state_size)
+        trained = read_trained_vlm(checkpoint)
+        if trained is not None:
+            check_base_vlm(config, trained)
+        backbone = SharedBackbone(config, device, trained=trained)
+        check_remembered_vlm(checkpoint, backbone.identity())
         load_planner_weights(planner, checkpoint)
         planner.to(resolve_device(device)).eval()
-        return cls(planner, SharedBackbone(config, device), sampling)
+        return cls(planner, backbone, sampling)
 
     @torch.no_grad()
     def plan_batch(self, observations: Sequence[Observation], num_samples: int = 1) -> list[list[PlannedTrajectory]]:
@@ -76,7 +92,7 @@ class ReCogDrivePolicy:
             torch.stack([scene[name] for scene in features]) for name in ("past_poses", "ego_status")
         )
         device = next(self.planner.parameters()).device
-        hidden_states = self.backbone.hidden_states(observations).to(device)
+        hidden_states = self._source.hidden_states(observations).to(device)
         condition = self.planner.condition(hidden_states, past_poses.to(device), ego_status.to(device))
         trajectories = self.sample(condition, past_poses, ego_status, num_samples)
         return [[PlannedTrajectory(poses) for poses in scene] for scene in trajectories.cpu().numpy()]

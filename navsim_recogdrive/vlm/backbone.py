@@ -1,265 +1,245 @@
-"""From an observation to hidden states: the interface that policies use, and its InternVL form."""
+"""From an observation to hidden states: the one backbone that policies use, whatever kind of VLM is behind it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import InternVLModel
 
-from navsim_recogdrive.observation import InvalidObservation, Observation
-from navsim_recogdrive.vlm import internvl
-from navsim_recogdrive.vlm.checkpoint_files import VLMCheckpointError, checkpoint_directory, stored_tensors
-from navsim_recogdrive.vlm.identity import HIDDEN_LENGTH, MAX_TILES, VLMIdentity, read_vlm_identity
-from navsim_recogdrive.vlm.internvl_config import InternVLArchitecture, read_architecture
-from navsim_recogdrive.vlm.prompts import IMAGE_CONTEXT, PromptProfile, added_token_id
-from navsim_recogdrive.vlm.qwen_tokenizer import load_qwen2_tokenizer
-from navsim_recogdrive.vlm.tiling import normalize_tiles, tile_image
+from navsim_recogdrive.observation import Observation
+from navsim_recogdrive.vlm import language
+from navsim_recogdrive.vlm.family import Family, ImageRows
+from navsim_recogdrive.vlm.identity import VLMIdentity
+from navsim_recogdrive.vlm.preparation import PAD_TOKEN, PromptTooLong, ScenePreparation, VLMInputs
+from navsim_recogdrive.vlm.prompts import PromptProfile
 
-PAD_TOKEN = "<|endoftext|>"
+__all__ = ["PAD_TOKEN", "Backbone", "PromptTooLong", "VLMInputs", "VLMOutOfMemory"]
 
 
-class PromptTooLong(ValueError):
-    """A prompt with more tokens than a hidden state has rows."""
+class VLMOutOfMemory(RuntimeError):
+    """The GPU's memory does not hold what was asked of the VLM; says which setting lowers it."""
 
 
-@dataclass(frozen=True)
-class VLMInputs:
-    """One scene, ready for the VLM; small enough to be sent between processes.
+class Backbone:
+    """A vision-language model that turns scenes into hidden states; made by ``load_backbone``.
 
-    Attributes:
-        tiles: ``[T, tile, tile, 3]`` uint8 RGB.
-        token_ids: ``[S]`` int64, the whole prompt without padding.
-    """
-
-    tiles: NDArray[np.uint8]
-    token_ids: NDArray[np.int64]
-
-
-class Backbone(Protocol):
-    """What a policy needs from a vision-language model.
+    Frozen unless :attr:`trainable` is set: hidden states then carry no graph. Not a ``torch.nn.Module``, so that a
+    module that holds one does not write gigabytes of frozen weights into its own checkpoints.
 
     Attributes:
+        family: the model, and what is particular to its kind.
+        tokenizer: the checkpoint's tokenizer.
+        profile: how the prompt is written.
+        cameras: what it sees, from left to right.
+        max_tiles: most tiles of an image, a thumbnail not counted.
+        preparation: cuts images and writes prompts for this backbone.
         hidden_size: width of a hidden state.
         hidden_length: rows of a hidden state, padding included.
         fingerprint: identity of the hidden states, see :class:`~navsim_recogdrive.vlm.identity.VLMIdentity`.
-        tokenizer: the checkpoint's tokenizer.
-    """
-
-    hidden_size: int
-    hidden_length: int
-    fingerprint: str
-    tokenizer: Any
-
-    @property
-    def device(self) -> torch.device:
-        """Where hidden states are computed."""
-        ...
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Dtype of the hidden states."""
-        ...
-
-    def to(self, device: torch.device | str) -> Backbone:
-        """Move the model; returns itself."""
-        ...
-
-    def prepare(self, observation: Observation) -> VLMInputs:
-        """Cut the image into tiles and write the prompt, on the CPU."""
-        ...
-
-    def content_rows(self, inputs: VLMInputs) -> Tensor:
-        """Hidden states ``[S, hidden_size]`` of one scene without padding."""
-        ...
-
-    def hidden_states(self, inputs: Sequence[VLMInputs]) -> Tensor:
-        """Hidden states ``[B, hidden_length, hidden_size]``, padded in front."""
-        ...
-
-
-class InternVLBackbone:
-    """An InternVLChat checkpoint as a :class:`Backbone`; made by :func:`load_backbone`.
-
-    Inference only: hidden states carry no graph. Not a ``torch.nn.Module``, so that a module that holds one does not
-    write gigabytes of frozen weights into its own checkpoints.
+        trainable: hidden states carry a graph where gradients are enabled, and nothing that depends on parameters is
+            kept from one call to the next.
+        autocast: dtype that a trainable model computes in where its parameters are kept in another; ``None`` for none.
     """
 
     def __init__(
         self,
-        model: InternVLModel,
+        family: Family,
         tokenizer: Any,
         profile: PromptProfile,
-        architecture: InternVLArchitecture,
         identity: VLMIdentity,
+        *,
+        cameras: Sequence[str],
         max_tiles: int,
     ) -> None:
-        self.model = model
+        self.family = family
         self.tokenizer = tokenizer
         self.profile = profile
-        self.architecture = architecture
+        self.cameras = tuple(cameras)
+        self.max_tiles = max_tiles
         self.hidden_size = identity.hidden_size
         self.hidden_length = identity.hidden_length
         self.fingerprint = identity.fingerprint
-        self.max_tiles = max_tiles
+        self.trainable = False
+        self.autocast: torch.dtype | None = None
+        self.preparation = ScenePreparation(
+            family.architecture,
+            tokenizer,
+            profile,
+            cameras=cameras,
+            max_tiles=max_tiles,
+            hidden_length=identity.hidden_length,
+        )
+        self._image_token_id = self.preparation.image_token_id
+        self._pad_token_id = self.preparation.pad_token_id
+        self._prefix_ids = self.preparation.prefix_ids
+        self._constants: tuple[language.Prefix, Tensor] | None = None
+
+    @property
+    def model(self) -> Any:
+        """Transformers' base model."""
+        return self.family.model
 
     @property
     def device(self) -> torch.device:
         """Where hidden states are computed."""
-        return self.model.device
+        device: torch.device = self.model.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of the hidden states."""
-        return self.model.dtype
+        dtype: torch.dtype = self.autocast or self.model.dtype
+        return dtype
 
-    def to(self, device: torch.device | str) -> InternVLBackbone:
+    def to(self, device: torch.device | str) -> Backbone:
         """Move the model; returns itself."""
-        self.model.to(torch.device(device))  # type: ignore[arg-type]  # transformers wraps its signature away
+        (self.family.generator or self.model).to(torch.device(device))
+        self._constants = None
         return self
 
     def prepare(self, observation: Observation) -> VLMInputs:
-        """Cut the image into tiles and write the prompt, on the CPU.
+        """Cut the images into tiles and write the prompt, on the CPU; touches no state, so threads may share it.
 
         Raises:
-            InvalidObservation: if the observation has no image.
+            InvalidObservation: if the observation lacks an image.
             PromptTooLong: if the prompt has more than ``hidden_length`` tokens.
         """
-        if observation.front_image is None:
-            raise InvalidObservation(
-                "front_image is None: the VLM needs the front camera; ask the host for it (cam_f0 of the last frame), "
-                "or plan from cached hidden states instead"
-            )
-        tiles = tile_image(
-            observation.front_image, self.architecture.tile_size, self.max_tiles, self.architecture.thumbnail
-        )
-        token_ids = self.profile.token_ids(
-            self.tokenizer,
-            observation.past_poses,
-            observation.command_index,
-            len(tiles),
-            self.architecture.image_tokens_per_tile,
-        )
-        self._check_length(len(token_ids), len(tiles))
-        return VLMInputs(tiles, np.asarray(token_ids, dtype=np.int64))
+        return self.preparation.prepare(observation)
 
     def content_rows(self, inputs: VLMInputs) -> Tensor:
-        """Hidden states of one scene without padding.
-
-        Returns:
-            ``[S, hidden_size]`` in the model's dtype, on its device, S the number of prompt tokens.
-
-        Raises:
-            ValueError: if the tiles have another size than the checkpoint's, or the prompt has another number of image
-                tokens than the tiles need.
-        """
-        size = self.architecture.tile_size
-        if inputs.tiles.shape[1:] != (size, size, 3):
-            raise ValueError(f"tiles must have shape [T, {size}, {size}, 3], found {list(inputs.tiles.shape)}")
-        expected = len(inputs.tiles) * self.architecture.image_tokens_per_tile
-        found = int((inputs.token_ids == self.model.config.image_token_id).sum())
-        if found != expected:
-            raise ValueError(f"{len(inputs.tiles)} tiles need {expected} image tokens, the prompt has {found}")
-        token_ids = torch.tensor(inputs.token_ids, device=self.device)
-        tiles = torch.tensor(inputs.tiles, device=self.device)
-        return internvl.content_rows(self.model, token_ids, normalize_tiles(tiles))
+        """Hidden states ``[S, hidden_size]`` of one scene without padding; raises as :meth:`hidden_states`."""
+        return self.hidden_states([inputs])[0, self.hidden_length - len(inputs.token_ids) :]
 
     def hidden_states(self, inputs: Sequence[VLMInputs]) -> Tensor:
         """Hidden states of several scenes, each padded in front with the checkpoint's constant padding row.
 
-        Each scene is computed by itself and without padding, so that its rows do not depend, to the last bit, on the
-        scenes it happens to share a batch with. One scene already is a batch of tiles for the vision tower and some
-        2800 rows for the language model.
+        All tiles go through the vision tower together, and all prompts, from where they begin to differ, through the
+        language model. A scene's rows are those it would have by itself, up to the rounding of the dtype.
 
         Args:
             inputs: B scenes; at least one.
 
         Returns:
-            ``[B, hidden_length, hidden_size]`` in the model's dtype, on its device.
+            ``[B, hidden_length, hidden_size]`` on the model's device, in :attr:`dtype`.
 
         Raises:
             PromptTooLong: if a prompt has more than ``hidden_length`` tokens.
-            ValueError: for an empty batch, or as :meth:`content_rows`.
+            VLMOutOfMemory: if the GPU's memory is too small.
+            ValueError: for an empty batch, tiles of a size that the model does not take, a prompt with another number
+                of image tokens than its tiles need, or one that does not begin as the profile's prompts do.
         """
         if not inputs:
             raise ValueError("hidden_states needs at least one scene")
         for scene in inputs:
-            self._check_length(len(scene.token_ids), len(scene.tiles))
-        hidden = self.padding_row.to(self.device).repeat(len(inputs), self.hidden_length, 1)
-        for rows, scene in zip(hidden, inputs, strict=True):
-            rows[self.hidden_length - len(scene.token_ids) :] = self.content_rows(scene)
-        return hidden
+            self.check(scene)
+        with self.computing(len(inputs)):
+            # Training runs whole prompts: a graph through the prefix's cache would defeat gradient checkpointing, whose
+            # layers drop such a cache whenever they are in training mode.
+            whole = self.trainable and (torch.is_grad_enabled() or self.model.language_model.training)
+            prefix, padding = (None, self._compute_padding()) if whole else self._prefix_and_padding()
+            rows = self._language_rows(inputs, prefix)
+            before = [] if prefix is None else [prefix.rows]
+            hidden = []
+            for scene, content in zip(inputs, rows, strict=True):
+                padded = self.hidden_length - len(scene.token_ids)
+                length = len(scene.token_ids) - sum(map(len, before))
+                hidden.append(torch.cat([padding.expand(padded, -1), *before, content[:length]]))
+            return torch.stack(hidden).to(self.dtype)
 
-    @cached_property
+    @property
+    def prefix_rows(self) -> Tensor:
+        """``[P, hidden_size]``: the rows of the tokens that all prompts begin with (P = 291 as published)."""
+        with self.computing(1):
+            return self._prefix_and_padding()[0].rows
+
+    @property
     def padding_row(self) -> Tensor:
-        """``[hidden_size]``: what every padded row holds, see :func:`~navsim_recogdrive.vlm.internvl.padding_row`."""
-        return internvl.padding_row(self.model, added_token_id(self.tokenizer, PAD_TOKEN))
+        """``[hidden_size]``: what every padded row holds, see :func:`~navsim_recogdrive.vlm.language.padding_row`."""
+        with self.computing(1):
+            return self._prefix_and_padding()[1]
 
-    def _check_length(self, tokens: int, tiles: int) -> None:
-        if tokens > self.hidden_length:
-            raise PromptTooLong(
-                f"the prompt has {tokens} tokens ({tiles} image tiles), a hidden state {self.hidden_length} rows: use "
-                f"fewer tiles (max_tiles, now {self.max_tiles}), a shorter prompt profile, or a larger hidden_length; "
-                f"published planners need exactly {HIDDEN_LENGTH} rows"
-            )
+    def _prefix_and_padding(self) -> tuple[language.Prefix, Tensor]:
+        if self._constants is not None and not self.trainable:
+            return self._constants
+        token_ids = torch.from_numpy(self._prefix_ids).to(self.device)
+        with torch.inference_mode(False), torch.no_grad():  # kept for calls outside of inference mode
+            self._constants = language.compute_prefix(self.model.language_model, token_ids), self._compute_padding()
+        return self._constants
+
+    def _compute_padding(self) -> Tensor:
+        return language.padding_row(self.model.language_model, self._pad_token_id)
+
+    def _language_rows(self, inputs: Sequence[VLMInputs], prefix: language.Prefix | None) -> Tensor:
+        """Rows ``[B, S, D]`` behind the prefix, filled up at the end to the longest prompt."""
+        skipped = 0 if prefix is None else len(self._prefix_ids)
+        longest = max(len(scene.token_ids) for scene in inputs)
+        token_ids = np.full((len(inputs), longest), self._pad_token_id, dtype=np.int64)
+        positions = []
+        for row, scene in zip(token_ids, inputs, strict=True):
+            row[: len(scene.token_ids)] = scene.token_ids
+            positions.append(self.family.positions(row, scene.tile_size))
+        ids = torch.from_numpy(token_ids[:, skipped:]).to(self.device)
+        embeddings = self.model.language_model.embed_tokens(ids)
+        on_image = ids == self._image_token_id
+        images = self._image_rows(inputs)
+        embeddings = embeddings.masked_scatter(on_image[..., None], images.rows.to(embeddings.dtype))
+        stacked = torch.from_numpy(np.stack(positions, axis=-2)[..., skipped:]).to(self.device)
+        deeper: dict[str, Any] = {}
+        if images.deeper:
+            deeper = {"visual_pos_masks": on_image, "deepstack_visual_embeds": list(images.deeper)}
+        return language.continue_prefix(self.model.language_model, prefix, embeddings, stacked, **deeper)
+
+    def _image_rows(self, inputs: Sequence[VLMInputs]) -> ImageRows:
+        """Rows ``[N, D]`` of all tiles of all scenes, in their order; tiles of one size go through together."""
+        by_size: dict[tuple[int, int], list[int]] = {}
+        for index, scene in enumerate(inputs):
+            by_size.setdefault(scene.tile_size, []).append(index)
+        rows: list[tuple[Tensor, ...]] = [()] * len(inputs)
+        for indices in by_size.values():
+            tiles = [_on(inputs[index].tiles, self.device) for index in indices]
+            found = self.family.image_rows(torch.cat(tiles))
+            layers = [layer.split([len(one) for one in tiles]) for layer in (found.rows, *found.deeper)]
+            for index, *parts in zip(indices, *layers, strict=True):
+                rows[index] = tuple(part.flatten(0, 1) for part in parts)
+        first, *deeper = (torch.cat(layer) for layer in zip(*rows, strict=True))
+        return ImageRows(first, tuple(deeper))
+
+    @contextmanager
+    def computing(self, scenes: int, lower: str | None = None) -> Iterator[None]:
+        """The model's own precision, whatever the trainer's; no graph where frozen; memory errors explained.
+
+        Args:
+            scenes: how many are computed at once.
+            lower: the settings that a memory error names; those of hidden states by default.
+
+        Raises:
+            VLMOutOfMemory: if the GPU's memory is too small for what is computed within.
+        """
+        kind = self.device.type
+        precision = torch.autocast(kind, dtype=self.autocast or torch.bfloat16, enabled=self.autocast is not None)
+        try:
+            with precision, torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
+                yield
+        except torch.cuda.OutOfMemoryError as error:
+            if lower is None:
+                lower = "dataloader.params.batch_size" if scenes > 1 else "agent.vlm.max_tiles, or use the 2B model,"
+            training = ", or set agent.vlm.gradient_checkpointing=true" if self.trainable else ""
+            raise VLMOutOfMemory(
+                f"the GPU's memory is too small for the VLM with {scenes} scene(s) at once: lower {lower}{training}, "
+                f"or free the GPU of other processes. {error}"
+            ) from error
+
+    def check(self, scene: VLMInputs) -> None:
+        """Make sure that one scene was prepared for this backbone; raises as :meth:`hidden_states`."""
+        self.preparation.check(scene)
 
 
-def load_backbone(
-    path: str | Path,
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-    device: torch.device | str = "cpu",
-    attention: str = "sdpa",
-    hidden_length: int = HIDDEN_LENGTH,
-    prompt_profile: str | Path = "published",
-    max_tiles: int = MAX_TILES,
-) -> Backbone:
-    """Load a hub-layout InternVLChat directory (published ReCogDrive VLMs, InternVL3) without remote code.
-
-    Args:
-        path: directory with ``config.json``, safetensors weights (single or sharded) and tokenizer files.
-        dtype: dtype of parameters and hidden states.
-        device: where the model is built.
-        attention: ``sdpa``, ``flash_attention_2`` or ``eager``.
-        hidden_length: rows of a hidden state; published planners need 2800.
-        prompt_profile: name of a built-in prompt profile or path of a JSON file.
-        max_tiles: most tiles of an image, without the thumbnail.
-
-    Raises:
-        VLMCheckpointError: if the directory is not a whole, supported checkpoint; the message names the fix.
-        PromptError: if the profile is unknown, malformed, or not made for the checkpoint's tokenizer.
-        ValueError: for an unknown attention kernel or a ``hidden_length`` beyond the model's positions.
-    """
-    identity = read_vlm_identity(path, hidden_length=hidden_length, prompt_profile=prompt_profile, max_tiles=max_tiles)
-    directory = checkpoint_directory(path)
-    architecture = read_architecture(directory)
-    positions = architecture.text["max_position_embeddings"]
-    if not 1 <= hidden_length <= positions:
-        raise ValueError(
-            f"hidden_length must be between 1 and the model's {positions} positions, found {hidden_length}"
-        )
-    tokenizer = load_qwen2_tokenizer(directory)
-    if len(tokenizer) > architecture.text["vocab_size"]:
-        raise VLMCheckpointError(
-            f"{directory}: the tokenizer has {len(tokenizer)} tokens, the model's vocabulary only "
-            f"{architecture.text['vocab_size']}: the tokenizer files are of another checkpoint"
-        )
-    profile = PromptProfile.load(prompt_profile)
-    profile.check_tokenizer(tokenizer)
-    model = internvl.load_internvl(
-        directory,
-        architecture,
-        stored_tensors(directory),
-        image_token_id=added_token_id(tokenizer, IMAGE_CONTEXT),
-        dtype=dtype,
-        device=torch.device(device),
-        attention=attention,
+def _on(tiles: NDArray[np.uint8] | Tensor, device: torch.device) -> Tensor:
+    return (tiles if isinstance(tiles, Tensor) else torch.from_numpy(np.require(tiles, requirements=["C", "W"]))).to(
+        device
     )
-    return InternVLBackbone(model, tokenizer, profile, architecture, identity, max_tiles)

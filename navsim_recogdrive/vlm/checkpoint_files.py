@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-_DTYPES = ("BF16", "F16", "F32")
+_DTYPES = {"BF16": 2, "F16": 2, "F32": 4}  # bytes
 _LONGEST_HEADER = 100_000_000  # the safetensors format's own limit
 _SAMPLES, _SAMPLE_BYTES = 4, 1024
 
@@ -50,25 +51,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise VLMCheckpointError(f"{path} must hold a JSON object, found a {type(content).__name__}")
     return content
-
-
-def checkpoint_directory(path: str | Path) -> Path:
-    """Check that a path is a directory with a ``config.json``.
-
-    Raises:
-        VLMCheckpointError: naming the path, what was looked for, and the fix.
-    """
-    directory = Path(path).expanduser()
-    hint = (
-        "give the directory of a downloaded VLM (config.json, safetensors weights, tokenizer files), for example "
-        "from `hf download REPOSITORY --local-dir DIRECTORY`, or make a random one with "
-        "`python -m navsim_recogdrive.vlm.tiny_checkpoint DIRECTORY`"
-    )
-    if not directory.is_dir():
-        raise VLMCheckpointError(f"no VLM checkpoint at {str(path)!r}: not a directory; {hint}")
-    if not (directory / "config.json").is_file():
-        raise VLMCheckpointError(f"no VLM checkpoint at {str(path)!r}: the directory has no config.json; {hint}")
-    return directory
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
@@ -153,17 +135,27 @@ def _file_tensors(file: Path) -> dict[str, StoredTensor]:
         except (json.JSONDecodeError, UnicodeDecodeError):
             raise VLMCheckpointError(f"{file} has a damaged safetensors header: download it again") from None
     data = 8 + length
-    tensors = {}
-    entries = [(name, entry) for name, entry in header.items() if name != "__metadata__"]
-    for name, entry in sorted(entries, key=lambda item: item[1]["data_offsets"]):
-        begin, end = entry["data_offsets"]
-        if entry["dtype"] not in _DTYPES:
+    try:
+        entries = sorted(
+            (
+                (*map(int, entry["data_offsets"]), name, str(entry["dtype"]), tuple(map(int, entry["shape"])))
+                for name, entry in header.items()
+                if name != "__metadata__"
+            ),
+        )
+        tensors = {name: StoredTensor(file, dtype, shape, data + a, data + b) for a, b, name, dtype, shape in entries}
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise VLMCheckpointError(f"{file} has a damaged safetensors header: download it again") from None
+    expected = data
+    for name, tensor in tensors.items():
+        if tensor.dtype not in _DTYPES:
             raise VLMCheckpointError(
-                f"{file.name}: {name} is stored as {entry['dtype']}; expected one of {list(_DTYPES)} (quantised "
+                f"{file.name}: {name} is stored as {tensor.dtype}; expected one of {list(_DTYPES)} (quantised "
                 "checkpoints are not supported)"
             )
-        tensors[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), data + begin, data + end)
-    expected = max((tensor.end for tensor in tensors.values()), default=data)
+        begin, expected = expected, expected + math.prod(tensor.shape) * _DTYPES[tensor.dtype]
+        if (tensor.start, tensor.end) != (begin, expected):
+            raise VLMCheckpointError(f"{file} has a damaged safetensors header ({name}): download it again")
     if size != expected:
         raise VLMCheckpointError(
             f"{file} is truncated or damaged: its header announces {expected} bytes, found {size}; download it again"

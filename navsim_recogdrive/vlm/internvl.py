@@ -1,27 +1,29 @@
-"""Hub-layout InternVLChat weights in transformers' own InternVL model, and the two computations on it.
-
-The model is built empty on its device and each stored tensor is copied straight into place, so the peak is about one
-model. The language modelling head is left out: over 2800 rows it would cost more than a tenth of the whole forward
-pass and 1.7 GB (2B), and hidden states do not need it.
-"""
+"""InternVL (the published backbone) from the hub's InternVLChat layout or transformers' own."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from safetensors import safe_open
+from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoModel, InternVLConfig, InternVLModel, InternVLVisionConfig, Qwen2Config
+from transformers import (
+    InternVLConfig,
+    InternVLForConditionalGeneration,
+    InternVLModel,
+    InternVLVisionConfig,
+    Qwen2Config,
+)
 
-from navsim_recogdrive.vlm.checkpoint_files import StoredTensor, VLMCheckpointError, shortened
+from navsim_recogdrive.vlm.checkpoint_files import StoredTensor
+from navsim_recogdrive.vlm.family import ImageRows
 from navsim_recogdrive.vlm.internvl_config import InternVLArchitecture
+from navsim_recogdrive.vlm.tiling import normalize_tiles
+from navsim_recogdrive.vlm.weights import build_model
 
-ATTENTION_KERNELS = ("sdpa", "flash_attention_2", "eager")
-
-_LM_HEAD = "language_model.lm_head.weight"
 _RENAMES = (
     (r"^language_model\.model\.", "language_model."),
     (r"^mlp1\.0\.", "multi_modal_projector.layer_norm."),
@@ -36,151 +38,87 @@ _RENAMES = (
     (r"^(vision_tower\.encoder\.layer\.\d+)\.norm2\.", r"\1.layernorm_after."),
     (r"^(vision_tower\.encoder\.layer\.\d+)\.attn\.proj\.", r"\1.attention.projection_layer."),
     (r"^(vision_tower\.encoder\.layer\.\d+)\.attn\.", r"\1.attention."),
+    # transformers' own layout, as written by its version 5 and by version 4
+    (r"^model\.", ""),
 )
+_LM_HEADS = ("language_model.lm_head.weight", "lm_head.weight")
 _FUSED = re.compile(r"^(vision_tower\.encoder\.layer\.\d+\.attention\.)qkv\.(weight|bias)$")
+_VISION_BATCH = 72
+"""Tiles that the vision tower sees at once: enough to fill a GPU, and bounded memory for any number of scenes."""
 
 
-def load_internvl(
-    directory: Path,
-    architecture: InternVLArchitecture,
-    tensors: dict[str, StoredTensor],
-    *,
-    image_token_id: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    attention: str = "sdpa",
-) -> InternVLModel:
-    """Build the model and stream the weights into it.
+class InternVL:
+    """An InternVL model, a :class:`~navsim_recogdrive.vlm.family.Family`.
 
     Args:
+        architecture: from ``config.json``.
         directory: the checkpoint, for error messages.
-        architecture: from :func:`~navsim_recogdrive.vlm.internvl_config.read_architecture`.
         tensors: from :func:`~navsim_recogdrive.vlm.checkpoint_files.stored_tensors`.
         image_token_id: id of the token that stands for one row of an image; 151667 in published checkpoints.
-        dtype: dtype of the parameters.
-        device: where the model is built.
-        attention: one of :data:`ATTENTION_KERNELS`.
-
-    Returns:
-        The model in evaluation mode, its parameters not requiring gradients.
-
-    Raises:
-        VLMCheckpointError: naming every missing or unexpected weight, or one of another shape than the configuration's.
-        ValueError: for an unknown attention kernel.
+        with_head: load the language modelling head too. Over 2800 rows it would cost more than a tenth of the whole
+            forward pass and 1.7 GB (2B), so hidden states are computed without it.
+        placement: ``dtype``, ``device`` and ``attention`` of :func:`~navsim_recogdrive.vlm.weights.build_model`.
     """
-    if attention not in ATTENTION_KERNELS:
-        raise ValueError(f"attention must be one of {ATTENTION_KERNELS}, found {attention!r}")
-    with torch.device("meta"):
-        model = AutoModel.from_config(
-            _native_config(architecture, image_token_id), attn_implementation=attention, dtype=dtype
+
+    def __init__(
+        self,
+        architecture: InternVLArchitecture,
+        directory: Path,
+        tensors: dict[str, StoredTensor],
+        *,
+        image_token_id: int,
+        with_head: bool = False,
+        **placement: Any,
+    ) -> None:
+        self.architecture = architecture
+        tied = architecture.tied_head and not any(name in tensors for name in _LM_HEADS)
+        config = _native_config(architecture, image_token_id, tied)
+        kind = InternVLForConditionalGeneration if with_head else InternVLModel
+        built = build_model(
+            kind, config, directory, tensors, lambda stored: native_names(stored, with_head), **placement
         )
-    model.requires_grad_(False).eval()
-    sources = _sources(directory, model.state_dict(), tensors)
-    model.to_empty(device=device)
-    _rebuild_rotary(model, device)
+        self.generator = built if with_head else None
+        self.model = built.model if with_head else built
 
-    destinations = model.state_dict()  # shares the parameters' memory
-    for file, names in _by_file(tensors):
-        with safe_open(file, framework="pt", device="cpu") as stream:
-            for name in names:
-                natives = sources.get(name, ())
-                parts = stream.get_tensor(name).chunk(len(natives)) if natives else ()
-                for native, part in zip(natives, parts, strict=True):
-                    destinations[native].copy_(part)
-    return model
+    def image_rows(self, tiles: Tensor) -> ImageRows:
+        """Vision tower, pixel shuffle and projector: ``[N, tile, tile, 3]`` uint8 -> rows ``[N, 256, D]``."""
+        dtype = self.model.vision_tower.dtype
+        parts = [
+            self.model.get_image_features(pixel_values=normalize_tiles(part).to(dtype)).pooler_output
+            for part in tiles.split(_VISION_BATCH)
+        ]
+        return ImageRows(torch.cat(parts))
 
+    def positions(self, token_ids: NDArray[np.int64], tile_size: tuple[int, int]) -> NDArray[np.int64]:
+        """``[S]``: 0, 1, 2, ..."""
+        return np.arange(len(token_ids))
 
-def content_rows(model: InternVLModel, token_ids: Tensor, pixels: Tensor) -> Tensor:
-    """Last hidden states of one scene, after the final norm, without padding.
-
-    Args:
-        model: from :func:`load_internvl`.
-        token_ids: ``[S]`` int64 on the model's device.
-        pixels: ``[T, 3, tile, tile]`` normalised tiles on the model's device.
-
-    Returns:
-        ``[S, hidden_size]`` in the model's dtype.
-    """
-    with torch.no_grad():
-        output = model(input_ids=token_ids[None], pixel_values=pixels.to(model.dtype), use_cache=False)
-    return output.last_hidden_state[0]
+    def generate_arguments(self, token_ids: Tensor, tiles: Tensor) -> dict[str, Tensor]:
+        """The normalised tiles of all prompts, in order."""
+        return {"pixel_values": normalize_tiles(tiles).to(self.model.vision_tower.dtype)}
 
 
-def padding_row(model: InternVLModel, pad_token_id: int) -> Tensor:
-    """The hidden state of every left-padded row, ``[hidden_size]``: one constant vector per checkpoint.
-
-    The published pipeline pads to a fixed length and its planners average over the padding. With flash attention a
-    padded row attends to nothing, so its attention output is zero and only the feed-forward path acts on the
-    embedding of the pad token. Computed that way here, because what other kernels return for rows that attend to
-    nothing depends on kernel and version.
-    """
-    language_model = model.language_model
-    with torch.no_grad():
-        hidden = language_model.embed_tokens.weight[pad_token_id][None, None]
-        for layer in language_model.layers:
-            hidden = hidden + layer.mlp(layer.post_attention_layernorm(hidden))
-        return language_model.norm(hidden)[0, 0]
-
-
-def native_names(stored: str) -> tuple[str, ...]:
-    """The parameters that a stored tensor fills: one, or query, key and value for a fused one (chunked along dim 0)."""
+def native_names(stored: str, with_head: bool = False) -> tuple[str, ...]:
+    """The parameters that a stored tensor fills: one; query, key and value for a fused one; none for an unused head."""
+    if stored in _LM_HEADS:
+        return ("lm_head.weight",) if with_head else ()
     name = stored
     for pattern, replacement in _RENAMES:
         name = re.sub(pattern, replacement, name)
+    prefix = "model." if with_head else ""
     if fused := _FUSED.match(name):
-        return tuple(f"{fused[1]}{part}_proj.{fused[2]}" for part in "qkv")
-    return (name,)
+        return tuple(f"{prefix}{fused[1]}{part}_proj.{fused[2]}" for part in "qkv")
+    return (prefix + name,)
 
 
-def _native_config(architecture: InternVLArchitecture, image_token_id: int) -> InternVLConfig:
+def _native_config(architecture: InternVLArchitecture, image_token_id: int, tied_head: bool) -> InternVLConfig:
     return InternVLConfig(
         vision_config=InternVLVisionConfig(**architecture.vision),
-        text_config=Qwen2Config(**architecture.text, tie_word_embeddings=False),
+        text_config=Qwen2Config(**architecture.text, tie_word_embeddings=tied_head),
         image_token_id=image_token_id,
         image_seq_length=architecture.image_tokens_per_tile,
         downsample_ratio=architecture.downsample_ratio,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied_head,
     )
-
-
-def _sources(
-    directory: Path, parameters: dict[str, Tensor], tensors: dict[str, StoredTensor]
-) -> dict[str, tuple[str, ...]]:
-    """Match stored names with parameters, before a byte of data is read."""
-    sources = {stored: native_names(stored) for stored in tensors if stored != _LM_HEAD}
-    if unexpected := [stored for stored, names in sources.items() if not set(names) <= parameters.keys()]:
-        raise VLMCheckpointError(
-            f"{directory}: weights that config.json has no place for: {shortened(unexpected)}; config.json and the "
-            "weights are of different checkpoints"
-        )
-    filled = {native for names in sources.values() for native in names}
-    if missing := [native for native in parameters if native not in filled]:
-        raise VLMCheckpointError(
-            f"{directory}: missing weights (by their names in transformers): {shortened(missing)}; download the "
-            "checkpoint again"
-        )
-    for stored, names in sources.items():
-        shape = parameters[names[0]].shape
-        expected = (shape[0] * len(names), *shape[1:])
-        if tensors[stored].shape != expected:
-            raise VLMCheckpointError(
-                f"{directory}: {stored} has shape {list(tensors[stored].shape)}, config.json asks for {list(expected)}"
-            )
-    return sources
-
-
-def _rebuild_rotary(model: InternVLModel, device: torch.device) -> None:
-    """Compute the rotary frequencies anew, in float32: they are buffers without stored values."""
-    language_model = model.language_model
-    language_model.rotary_emb = type(language_model.rotary_emb)(config=language_model.config).to(device)
-    others = [name for name, _ in model.named_buffers() if not name.startswith("language_model.rotary_emb.")]
-    if others:
-        raise RuntimeError(f"this transformers version keeps buffers that no checkpoint fills: {shortened(others)}")
-
-
-def _by_file(tensors: dict[str, StoredTensor]) -> Iterator[tuple[Path, list[str]]]:
-    files = dict.fromkeys(tensor.file for tensor in tensors.values())
-    for file in files:
-        yield file, [name for name, tensor in tensors.items() if tensor.file == file]

@@ -1,4 +1,4 @@
-"""Reads the ``config.json`` of a hub-layout InternVLChat checkpoint, without transformers and without remote code.
+"""Reads the ``config.json`` of InternVL checkpoints, without transformers and without remote code.
 
 Only the keys named here are taken over, under the names of transformers' own InternVL and Qwen2 classes. Whatever
 would change the result and is not supported is refused by name.
@@ -12,43 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from navsim_recogdrive.vlm.checkpoint_files import VLMCheckpointError, read_json
+from navsim_recogdrive.vlm.architecture import ImageTokens
+from navsim_recogdrive.vlm.config_section import ConfigSection, read_rope, read_text
+from navsim_recogdrive.vlm.tile_grid import tile_grid
 
+_VISION_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
 # Name in the hub's configuration -> name in transformers' configuration class.
-_VISION_REQUIRED = {
-    "hidden_size": "hidden_size",
-    "num_hidden_layers": "num_hidden_layers",
-    "num_attention_heads": "num_attention_heads",
-    "intermediate_size": "intermediate_size",
-    "image_size": "image_size",
-    "patch_size": "patch_size",
+_HUB_VISION = {
     "qkv_bias": "attention_bias",
     "qk_normalization": "use_qk_norm",
     "norm_type": "norm_type",
     "hidden_act": "hidden_act",
     "layer_norm_eps": "layer_norm_eps",
 }
-_VISION_OPTIONAL = {
+_HUB_VISION_OPTIONAL = {
     "num_channels": "num_channels",
     "initializer_factor": "layer_scale_init_value",
     "dropout": "projection_dropout",
     "attention_dropout": "attention_dropout",
 }
-_TEXT_REQUIRED = {
-    name: name
-    for name in (
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "num_key_value_heads",
-        "hidden_act",
-        "rms_norm_eps",
-        "max_position_embeddings",
-    )
-}
-_TEXT_OPTIONAL = {"attention_dropout": "attention_dropout"}
+_NATIVE_VISION = {name: name for name in _HUB_VISION.values()}
+_NATIVE_VISION_OPTIONAL = {name: name for name in (*_HUB_VISION_OPTIONAL.values(), "hidden_dropout_prob")}
 
 
 @dataclass(frozen=True)
@@ -63,6 +47,7 @@ class InternVLArchitecture:
         image_tokens_per_tile: rows that one tile becomes in the language model; 256 for tiles of 448 pixels.
         hidden_size: width of the language model's hidden states; 1536 (2B) or 3584 (8B).
         thumbnail: whether a thumbnail follows the tiles of an image.
+        tied_head: the language modelling head is the embedding matrix, unless the checkpoint stores one.
     """
 
     vision: Mapping[str, Any]
@@ -72,56 +57,158 @@ class InternVLArchitecture:
     image_tokens_per_tile: int
     hidden_size: int
     thumbnail: bool
+    tied_head: bool = False
+
+    vlm_type = "internvl"
+    image_tokens = ImageTokens("<img>", "<IMG_CONTEXT>", "</img>")
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence of the language model."""
+        return int(self.text["max_position_embeddings"])
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the embedding matrix."""
+        return int(self.text["vocab_size"])
 
     @property
     def canonical(self) -> str:
         """The architecture as one line of JSON, for fingerprints."""
-        return json.dumps({**vars(self), "vision": dict(self.vision), "text": dict(self.text)}, sort_keys=True)
+        content = {**vars(self), "vision": dict(self.vision), "text": dict(self.text)}
+        del content["tied_head"]  # no part of the hidden states
+        return json.dumps(content, sort_keys=True)
+
+    def tile_shape(self, width: int, height: int, max_tiles: int) -> tuple[int, int, int]:
+        """``(T, tile_size, tile_size)`` for an image of ``width`` x ``height`` pixels, the thumbnail counted."""
+        columns, rows = tile_grid(width, height, self.tile_size, max_tiles)
+        count = columns * rows
+        return count + (self.thumbnail and count > 1), self.tile_size, self.tile_size
+
+    def rows_per_tile(self, height: int, width: int) -> int:
+        """:attr:`image_tokens_per_tile`; all tiles are of one size.
+
+        Raises:
+            ValueError: for tiles of another size.
+        """
+        if (height, width) != (self.tile_size, self.tile_size):
+            raise ValueError(
+                f"tiles of this checkpoint are {self.tile_size} x {self.tile_size} pixels, found {height} x {width}"
+            )
+        return self.image_tokens_per_tile
 
 
-def read_architecture(directory: Path) -> InternVLArchitecture:
-    """Read and check ``config.json``.
+def read_hub_internvl(path: Path, config: Mapping[str, Any]) -> InternVLArchitecture:
+    """Check the ``config.json`` of the hub's InternVLChat layout.
+
+    Args:
+        path: of the file, for error messages.
+        config: its content.
 
     Raises:
         VLMCheckpointError: naming the key, what was expected, and what was found.
     """
-    path = directory / "config.json"
-    config = read_json(path)
-    _expect(path, config, "model_type", "internvl_chat", "only the hub's InternVLChat layout is read")
-    _expect(path, config, "ps_version", "v2", "older pixel shuffles order their rows differently")
-    _expect(path, config, "select_layer", -1, "only the vision tower's last layer is supported")
+    whole = ConfigSection(path, config)
+    whole.expect("ps_version", "v2", why="older pixel shuffles order their rows differently")
+    whole.expect("select_layer", -1, why="only the vision tower's last layer is supported")
     for flag in ("use_backbone_lora", "use_llm_lora"):
-        if config.get(flag):
-            raise VLMCheckpointError(
-                f"{path}: {flag} is {config[flag]}: the weights hold LoRA adapters; merge them into the model first"
+        if whole.get(flag):
+            raise whole.error(
+                f"{flag} is {whole.get(flag)}: the weights hold LoRA adapters; merge them into the model first"
             )
-    vision_config, llm_config = _section(path, config, "vision_config"), _section(path, config, "llm_config")
-    _expect(path, vision_config, "model_type", "intern_vit_6b", "only InternViT is supported", "vision_config.")
-    if vision_config.get("use_moe"):
-        raise VLMCheckpointError(f"{path}: vision_config.use_moe is true: mixture-of-experts towers are not supported")
-    _check_language_model(path, llm_config)
-
-    vision = _taken(path, vision_config, "vision_config", _VISION_REQUIRED, _VISION_OPTIONAL)
-    tile_size = _required(path, config, "force_image_size")
-    patch_size = vision["patch_size"]
-    if tile_size != vision["image_size"] or tile_size % patch_size:
-        raise VLMCheckpointError(
-            f"{path}: force_image_size {tile_size}, vision_config.image_size {vision['image_size']} and patch_size "
-            f"{patch_size} do not fit: expected equal image sizes that the patch size divides"
+    tower, llm = whole.section("vision_config"), whole.section("llm_config")
+    tower.expect("model_type", "intern_vit_6b", why="only InternViT is supported")
+    tower.expect("use_moe", False, None, why="mixture-of-experts towers are not supported")
+    _check_language_model(whole, llm)
+    vision = tower.sizes(_VISION_SIZES) | tower.taken(_HUB_VISION, _HUB_VISION_OPTIONAL)
+    tile_size, image_size = whole.size("force_image_size"), tower.size("image_size")
+    if tile_size != image_size:
+        raise whole.error(
+            f"force_image_size {tile_size} and vision_config.image_size {image_size} do not fit: they must be equal"
         )
-    ratio = _required(path, config, "downsample_ratio")
+    return _architecture(
+        whole,
+        tower,
+        llm,
+        vision,
+        tile_size=tile_size,
+        patch_size=tower.size("patch_size"),
+        ratio=whole.required("downsample_ratio"),
+        thumbnail=bool(whole.get("use_thumbnail", False)),
+        tied_head=bool(llm.get("tie_word_embeddings", False)),
+    )
+
+
+def read_native_internvl(path: Path, config: Mapping[str, Any]) -> InternVLArchitecture:
+    """Check the ``config.json`` of transformers' own InternVL layout (published repositories named ``...-hf``).
+
+    Images are cut as in the hub layout: such a repository's processor takes 1 to 12 tiles and a thumbnail.
+
+    Args:
+        path: of the file, for error messages.
+        config: its content.
+
+    Raises:
+        VLMCheckpointError: naming the key, what was expected, and what was found.
+    """
+    whole = ConfigSection(path, config)
+    whole.expect("projector_hidden_act", "gelu", why="only the published projector is supported", absent="gelu")
+    whole.expect("vision_feature_layer", -1, why="only the vision tower's last layer is supported", absent=-1)
+    whole.expect("vision_feature_select_strategy", "default", why="the class token is no image row", absent="default")
+    tower, text = whole.section("vision_config"), whole.section("text_config")
+    tower.expect("model_type", "internvl_vision", why="only InternViT is supported")
+    tower.expect("use_mask_token", False, why="mask tokens are for pretraining", absent=False)
+    tower.expect("use_absolute_position_embeddings", True, why="InternViT has them", absent=True)
+    tower.expect("use_mean_pooling", True, why="InternViT has no norm behind its last layer", absent=True)
+    _check_language_model(whole, text)
+    vision = tower.sizes(_VISION_SIZES) | tower.taken(_NATIVE_VISION, _NATIVE_VISION_OPTIONAL)
+    architecture = _architecture(
+        whole,
+        tower,
+        text,
+        vision,
+        tile_size=_side(tower, "image_size"),
+        patch_size=_side(tower, "patch_size"),
+        ratio=whole.get("downsample_ratio", 0.5),
+        thumbnail=True,
+        # Both of transformers' versions tie by default, and use a stored head all the same.
+        tied_head=bool(whole.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
+    )
+    rows = architecture.image_tokens_per_tile
+    whole.expect("image_seq_length", rows, why="a tile's patches and downsample_ratio give that many", absent=rows)
+    return architecture
+
+
+def _architecture(
+    whole: ConfigSection,
+    tower: ConfigSection,
+    llm: ConfigSection,
+    vision: dict[str, Any],
+    *,
+    tile_size: int,
+    patch_size: int,
+    ratio: float,
+    thumbnail: bool,
+    tied_head: bool,
+) -> InternVLArchitecture:
+    """What both layouts say, checked."""
+    tower.expect("num_channels", 3, why="images are RGB", absent=3)
+    if tile_size % patch_size:
+        raise tower.error(f"patch_size {patch_size} does not divide the image size {tile_size}")
     side = tile_size // patch_size * ratio
     if side != int(side) or 1 / ratio != int(1 / ratio):
-        raise VLMCheckpointError(
-            f"{path}: downsample_ratio {ratio} does not divide a tile's {tile_size // patch_size} patches per side"
+        raise whole.error(
+            f"downsample_ratio {ratio} does not divide a tile's {tile_size // patch_size} patches per side"
         )
     vision["image_size"] = [tile_size, tile_size]
     vision["patch_size"] = [patch_size, patch_size]
 
-    text = _taken(path, llm_config, "llm_config", _TEXT_REQUIRED, _TEXT_OPTIONAL)
+    text = read_text(llm)
+    head_size = text["hidden_size"] // text["num_attention_heads"]
+    llm.expect("head_dim", head_size, None, why="Qwen2's is hidden_size / num_attention_heads")
     # Dynamic scaling acts beyond max_position_embeddings only, and prompts that long are refused; the default form
     # gives the same angles without a device synchronisation per forward pass.
-    theta = _required(path, llm_config, "rope_theta", "llm_config.")
+    theta, _ = read_rope(llm, "default", "dynamic")
     text["rope_parameters"] = {"rope_type": "default", "rope_theta": theta}
     return InternVLArchitecture(
         vision=vision,
@@ -130,45 +217,24 @@ def read_architecture(directory: Path) -> InternVLArchitecture:
         tile_size=tile_size,
         image_tokens_per_tile=int(side) ** 2,
         hidden_size=text["hidden_size"],
-        thumbnail=bool(config.get("use_thumbnail", False)),
+        thumbnail=thumbnail,
+        tied_head=tied_head,
     )
 
 
-def _check_language_model(path: Path, llm_config: Mapping[str, Any]) -> None:
-    architectures = llm_config.get("architectures")
-    if llm_config.get("model_type") != "qwen2" or architectures not in (None, ["Qwen2ForCausalLM"]):
-        raise VLMCheckpointError(
-            f"{path}: the language model is {llm_config.get('model_type')} {architectures}; only qwen2 "
-            "['Qwen2ForCausalLM'] (InternVL3 and the published ReCogDrive VLMs) is supported"
+def _check_language_model(whole: ConfigSection, llm: ConfigSection) -> None:
+    kind, architectures = llm.get("model_type"), llm.get("architectures")
+    if kind != "qwen2" or architectures not in (None, ["Qwen2ForCausalLM"]):
+        raise whole.error(
+            f"the language model is {kind} {architectures}; only qwen2 ['Qwen2ForCausalLM'] (InternVL3 and the "
+            "published ReCogDrive VLMs) is supported"
         )
-    if llm_config.get("use_sliding_window"):
-        raise VLMCheckpointError(f"{path}: llm_config.use_sliding_window is true: only full attention is supported")
-    scaling = llm_config.get("rope_scaling") or {}
-    kind = scaling.get("rope_type", scaling.get("type", "default"))
-    if kind not in ("default", "dynamic"):
-        raise VLMCheckpointError(f"{path}: llm_config.rope_scaling is {kind!r}; expected none or 'dynamic'")
 
 
-def _section(path: Path, config: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    section = _required(path, config, name)
-    if not isinstance(section, dict):
-        raise VLMCheckpointError(f"{path}: {name} must be an object, found {section!r}")
-    return section
-
-
-def _required(path: Path, config: Mapping[str, Any], name: str, prefix: str = "") -> Any:
-    if name not in config:
-        raise VLMCheckpointError(f"{path}: {prefix}{name} is missing; is this a whole InternVLChat configuration?")
-    return config[name]
-
-
-def _expect(path: Path, config: Mapping[str, Any], name: str, expected: object, why: str, prefix: str = "") -> None:
-    if config.get(name) != expected:
-        raise VLMCheckpointError(f"{path}: {prefix}{name} must be {expected!r}, found {config.get(name)!r}: {why}")
-
-
-def _taken(
-    path: Path, config: Mapping[str, Any], section: str, required: Mapping[str, str], optional: Mapping[str, str]
-) -> dict[str, Any]:
-    taken = {native: _required(path, config, name, f"{section}.") for name, native in required.items()}
-    return taken | {native: config[name] for name, native in optional.items() if name in config}
+def _side(tower: ConfigSection, name: str) -> int:
+    """Side of a square that is given as one number or as two."""
+    value = tower.required(name)
+    sides = set(value) if isinstance(value, list) and len(value) == 2 else {value} if isinstance(value, int) else set()
+    if len(sides) != 1 or not isinstance(side := sides.pop(), int) or side < 1:
+        raise tower.wrong(name, "the positive side of a square", value)
+    return side

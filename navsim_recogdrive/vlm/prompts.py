@@ -5,6 +5,9 @@ history of past poses and the driving command. The whole prompt is, in order::
 
     before_image <img> <IMG_CONTEXT>*n </img> question_head HISTORY before_command COMMAND after_command
 
+With several cameras each has its label and its image in turn, in place of the one image. The answer that a VLM is
+trained to write is ``answer_head POSES answer_tail``.
+
 A segment is a string, or a list of token ids where the exact tokens matter: the built-in profile ``published`` gives
 the ids that the published ReCogDrive weights were trained with.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import resources
 from pathlib import Path
@@ -22,10 +25,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
-from navsim_recogdrive.observation import DRIVING_COMMANDS, HISTORY_POSES
-
-IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
-"""The added tokens round and in place of the image in InternVL's vocabulary."""
+from navsim_recogdrive.observation import DRIVING_COMMANDS, HISTORY_POSES, HORIZON_POSES
+from navsim_recogdrive.vlm.architecture import ImageTokens
 
 Segment = str | tuple[int, ...]
 
@@ -86,6 +87,10 @@ class PromptProfile:
         number: how coordinates are written.
         commands: text for each of the four driving commands (left, straight, right, unknown).
         text_sha256: SHA-256 of the segments' text, joined; guards segments given as ids against another vocabulary.
+        camera_labels: (camera, text before its image) for each camera, in the order of the images; ``None`` for one
+            image without a label.
+        answer_head: start of the answer, up to the first pose.
+        answer_tail: end of the answer, behind the last pose.
     """
 
     before_image: Segment
@@ -98,6 +103,9 @@ class PromptProfile:
     number: NumberFormat
     commands: tuple[str, ...]
     text_sha256: str | None = None
+    camera_labels: tuple[tuple[str, str], ...] | None = None
+    answer_head: Segment = "["
+    answer_tail: Segment = "]"
 
     def __post_init__(self) -> None:
         if len(self.history_steps) != HISTORY_POSES:
@@ -142,36 +150,58 @@ class PromptProfile:
         """SHA-256 (hex) of everything that decides the token ids; equal for equal profiles wherever they lie."""
         content: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         content["number"] = vars(self.number)
+        del content["answer_head"], content["answer_tail"]  # no part of the prompt
+        if self.camera_labels is None:
+            del content["camera_labels"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def check_tokenizer(self, tokenizer: Tokenizer) -> None:
+    def check_tokenizer(self, tokenizer: Tokenizer, image_tokens: ImageTokens) -> None:
         """Make sure that a tokenizer has the vocabulary that this profile was written for.
 
         Raises:
             PromptError: if an image token is missing, or the profile's ids stand for other text in this vocabulary.
         """
-        for token in (IMAGE_START, IMAGE_CONTEXT, IMAGE_END):
+        for token in (image_tokens.start, image_tokens.context, image_tokens.end):
             added_token_id(tokenizer, token)
         if self.text_sha256 is not None:
             text = "".join(_text(segment, tokenizer) for segment in self._segments)
             if hashlib.sha256(text.encode()).hexdigest() != self.text_sha256:
                 raise PromptError(
                     "the prompt profile's token ids stand for other text in this tokenizer's vocabulary (it needs "
-                    "Qwen2.5's with InternVL's added tokens): use the checkpoint's own tokenizer files, or a "
-                    "profile of text segments"
+                    "Qwen2.5's): use the checkpoint's own tokenizer files, or a profile of text segments"
                 )
 
-    def prefix_ids(self, tokenizer: Tokenizer) -> list[int]:
-        """Token ids up to and including ``<img>``: the same for every scene (291 in the published profile)."""
-        return [*_ids(self.before_image, tokenizer), added_token_id(tokenizer, IMAGE_START)]
+    def check_cameras(self, cameras: Sequence[str]) -> None:
+        """Make sure that this profile asks about just these cameras.
+
+        Raises:
+            PromptError: if it asks about others, or about a single image without saying whose.
+        """
+        labelled = None if self.camera_labels is None else tuple(camera for camera, _ in self.camera_labels)
+        if labelled is None and len(cameras) > 1:
+            raise PromptError(
+                f"this prompt profile is about a single image, the policy sees {list(cameras)}: use one with "
+                "camera_labels, such as the built-in three_cameras"
+            )
+        if labelled is not None and labelled != tuple(cameras):
+            raise PromptError(f"this prompt profile is about {list(labelled)}, the policy sees {list(cameras)}")
+
+    def prefix_ids(self, tokenizer: Tokenizer, image_tokens: ImageTokens) -> list[int]:
+        """Token ids up to and including the first image's start: the same for every scene (291 as published)."""
+        label = "" if self.camera_labels is None else self.camera_labels[0][1]
+        return [
+            *_ids(self.before_image, tokenizer),
+            *tokenizer.encode(label, add_special_tokens=False),
+            added_token_id(tokenizer, image_tokens.start),
+        ]
 
     def token_ids(
         self,
         tokenizer: Tokenizer,
         past_poses: ArrayLike,
         driving_command: int,
-        num_tiles: int,
-        image_tokens_per_tile: int,
+        image_rows: Sequence[int],
+        image_tokens: ImageTokens,
     ) -> list[int]:
         """Write the whole prompt of one scene.
 
@@ -180,15 +210,15 @@ class PromptProfile:
             past_poses: ``[4, 3]`` (x, y, heading), oldest first, metres and radians, current ego frame.
             driving_command: index into :data:`~navsim_recogdrive.observation.DRIVING_COMMANDS`; 3, unknown, is
                 written as its own word.
-            num_tiles: image tiles, the thumbnail included.
-            image_tokens_per_tile: 256 for tiles of 448 pixels.
+            image_rows: rows of each camera's image; 9 tiles of 256 for a NAVSIM image as published.
+            image_tokens: the tokens round and in place of an image.
 
         Returns:
             The token ids; 2791 of them for a typical scene of 9 tiles in the published profile.
 
         Raises:
             ValueError: for poses of another shape or a command outside 0..3.
-            PromptError: if the tokenizer lacks the image tokens.
+            PromptError: if the tokenizer lacks the image tokens, or the profile is about another number of images.
         """
         if driving_command not in range(len(DRIVING_COMMANDS)):
             raise ValueError(f"driving_command must be an index into {DRIVING_COMMANDS}, found {driving_command}")
@@ -201,12 +231,16 @@ class PromptProfile:
             + self.commands[driving_command]
             + _text(self.after_command, tokenizer)
         )
-        return [
-            *self.prefix_ids(tokenizer),
-            *[added_token_id(tokenizer, IMAGE_CONTEXT)] * (num_tiles * image_tokens_per_tile),
-            added_token_id(tokenizer, IMAGE_END),
-            *tokenizer.encode(question, add_special_tokens=False),
-        ]
+        labels = [""] if self.camera_labels is None else [label for _, label in self.camera_labels]
+        if len(labels) != len(image_rows):
+            raise PromptError(f"this prompt profile is about {len(labels)} image(s), found {len(image_rows)}")
+        start, context, end = (
+            added_token_id(tokenizer, token) for token in (image_tokens.start, image_tokens.context, image_tokens.end)
+        )
+        images = [*self.prefix_ids(tokenizer, image_tokens), *[context] * image_rows[0], end]
+        for label, rows in zip(labels[1:], image_rows[1:], strict=True):
+            images += [*tokenizer.encode(label, add_special_tokens=False), start, *[context] * rows, end]
+        return [*images, *tokenizer.encode(question, add_special_tokens=False)]
 
     def history_text(self, past_poses: ArrayLike) -> str:
         """Write the past poses: ``[4, 3]`` (x, y, heading), oldest first, metres and radians, current ego frame.
@@ -223,9 +257,33 @@ class PromptProfile:
             items.append(self.history_item.format(k=step, x=x, y=y, heading=heading))
         return self.history_join.join(items)
 
+    def answer_text(self, tokenizer: Tokenizer, poses: ArrayLike) -> str:
+        """Write a trajectory ``[8, 3]`` (x, y, heading), metres and radians, ego frame, as the VLM is to answer it.
+
+        Raises:
+            ValueError: for another shape.
+        """
+        trajectory = np.asarray(poses, dtype=np.float64)
+        if trajectory.shape != (HORIZON_POSES, 3):
+            raise ValueError(f"poses must have shape [{HORIZON_POSES}, 3], found {list(trajectory.shape)}")
+        written = ", ".join(f"({', '.join(map(self.number, pose))})" for pose in trajectory.tolist())
+        return _text(self.answer_head, tokenizer) + written + _text(self.answer_tail, tokenizer)
+
     @property
     def _segments(self) -> tuple[Segment, ...]:
         return (self.before_image, self.question_head, self.before_command, self.after_command)
+
+
+def load_profile(name_or_path: str | Path, cameras: Sequence[str]) -> PromptProfile:
+    """Load a profile for ``cameras``; ``auto`` is ``published`` for one camera and ``three_cameras`` for three.
+
+    Raises:
+        PromptError: if it is unknown, malformed, or about other cameras.
+    """
+    automatic = "published" if len(cameras) == 1 else "three_cameras"
+    profile = PromptProfile.load(automatic if name_or_path == "auto" else name_or_path)
+    profile.check_cameras(cameras)
+    return profile
 
 
 def _profile_from(content: Any) -> PromptProfile:
@@ -234,12 +292,14 @@ def _profile_from(content: Any) -> PromptProfile:
         raise PromptError("the file must hold one JSON object")
     content = {key: value for key, value in content.items() if key != "about"}
     known = {field.name for field in fields(PromptProfile)}
-    required = known - {"text_sha256"}
+    required = known - {"text_sha256", "camera_labels", "answer_head", "answer_tail"}
     if unknown := sorted(content.keys() - known):
         raise PromptError(f"unknown fields {unknown}; a profile has {sorted(known)}")
     if missing := sorted(required - content.keys()):
         raise PromptError(f"missing fields {missing}")
-    for name in ("before_image", "question_head", "before_command", "after_command"):
+    for name in ("before_image", "question_head", "before_command", "after_command", "answer_head", "answer_tail"):
+        if name not in content:
+            continue
         segment = content[name]
         if isinstance(segment, list) and all(isinstance(token, int) for token in segment):
             content[name] = tuple(segment)
@@ -249,8 +309,11 @@ def _profile_from(content: Any) -> PromptProfile:
         content["number"] = NumberFormat(**content["number"])
         content["history_steps"] = tuple(content["history_steps"])
         content["commands"] = tuple(content["commands"])
-    except TypeError as error:
-        raise PromptError(f"number, history_steps or commands is malformed: {error}") from None
+        if content.get("camera_labels") is not None:
+            labels: Mapping[str, str] = dict(content["camera_labels"])
+            content["camera_labels"] = tuple(labels.items())
+    except (TypeError, ValueError) as error:
+        raise PromptError(f"number, history_steps, commands or camera_labels is malformed: {error}") from None
     return PromptProfile(**content)
 
 
@@ -275,6 +338,6 @@ def added_token_id(tokenizer: Tokenizer, token: str) -> int:
     if not isinstance(found, int) or tokenizer.encode(token, add_special_tokens=False) != [found]:
         raise PromptError(
             f"the tokenizer has no token {token}: the checkpoint's tokenizer files (tokenizer_config.json or "
-            "added_tokens.json) must define InternVL's added tokens"
+            "added_tokens.json) must define the model's added tokens"
         )
     return found

@@ -15,44 +15,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from navsim_recogdrive.vlm.tile_grid import tile_grid
+
+Levels = tuple[float, float, float]
+"""One number for each of red, green and blue, on a scale from 0 to 1."""
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-def tile_grid(width: int, height: int, tile_size: int = 448, max_tiles: int = 12) -> tuple[int, int]:
-    """Choose the grid of tiles for an image.
-
-    Of all grids with 1 to ``max_tiles`` tiles the one with the closest aspect ratio wins. Grids of the same ratio
-    (1x1, 2x2, 3x3) are settled by area: the finer one is taken where the image has more than half its pixels.
-
-    Args:
-        width: image width in pixels.
-        height: image height in pixels.
-        tile_size: side of a tile in pixels.
-        max_tiles: most tiles in the grid, without the thumbnail.
-
-    Returns:
-        ``(columns, rows)``; ``(4, 2)`` for 1920x1080.
-
-    Raises:
-        ValueError: if a size is not positive.
-    """
-    if min(width, height, tile_size, max_tiles) < 1:
-        raise ValueError(
-            "width, height, tile_size and max_tiles must be positive, found "
-            f"{width}, {height}, {tile_size}, {max_tiles}"
-        )
-    grids = sorted(
-        ((columns, rows) for columns in range(1, max_tiles + 1) for rows in range(1, max_tiles // columns + 1)),
-        key=lambda grid: (grid[0] * grid[1], grid[0]),
-    )
-    best, best_difference = (1, 1), float("inf")
-    for columns, rows in grids:
-        difference = abs(width / height - columns / rows)
-        finer_is_worth_it = 2 * width * height > tile_size * tile_size * columns * rows
-        if difference < best_difference or (difference == best_difference and finer_is_worth_it):
-            best, best_difference = (columns, rows), difference
-    return best
 
 
 def tile_image(
@@ -86,14 +55,16 @@ def tile_image(
     return np.require(tiles, requirements=["C", "W"])  # Pillow's own array is read-only
 
 
-def normalize_tiles(tiles: Tensor) -> Tensor:
-    """Scale tiles to what the vision tower was trained on: ``(value / 255 - mean) / std`` with ImageNet's numbers.
+def normalize_tiles(tiles: Tensor, mean: Levels = IMAGENET_MEAN, std: Levels = IMAGENET_STD) -> Tensor:
+    """Scale tiles to what the vision tower was trained on: ``(value / 255 - mean) / std``.
 
     Works on the tensor's own device, so that only bytes travel to an accelerator. The 3 x 256 possible results are
     computed once on the CPU and looked up: bit-exact on every device, where a division by a constant is not.
 
     Args:
         tiles: ``[T, H, W, 3]`` uint8.
+        mean: of the training images.
+        std: of the training images.
 
     Returns:
         ``[T, 3, H, W]`` float32, contiguous.
@@ -103,7 +74,7 @@ def normalize_tiles(tiles: Tensor) -> Tensor:
     """
     if tiles.dtype != torch.uint8 or tiles.ndim != 4 or tiles.shape[3] != 3:
         raise ValueError(f"tiles must be uint8 of shape [T, H, W, 3], found {tiles.dtype} {list(tiles.shape)}")
-    table = _normalized_levels(tiles.device)
+    table = _normalized_levels(tiles.device, mean, std)
     count, height, width = tiles.shape[:3]
     planes = tiles.new_empty((count, 3, height, width), dtype=torch.float32)
     for channel in range(3):
@@ -117,8 +88,7 @@ def _resize(picture: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
 
 
 @cache
-def _normalized_levels(device: torch.device) -> Tensor:
+def _normalized_levels(device: torch.device, mean: Levels, std: Levels) -> Tensor:
     levels = np.arange(256, dtype=np.float32) / np.float32(255)
-    mean = np.asarray(IMAGENET_MEAN, dtype=np.float32)[:, None]
-    std = np.asarray(IMAGENET_STD, dtype=np.float32)[:, None]
-    return torch.from_numpy((levels - mean) / std).to(device)
+    centred = levels - np.asarray(mean, dtype=np.float32)[:, None]
+    return torch.from_numpy(centred / np.asarray(std, dtype=np.float32)[:, None]).to(device)

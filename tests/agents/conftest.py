@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from runners import Runners
 from tiny_sizes import TINY_HIDDEN_LENGTH, TINY_PLANNER
 
 
@@ -28,6 +29,20 @@ def make_agent(tiny_vlm: Path) -> Callable[..., Any]:
         return ReCogDriveAgent(sampling, vlm=vlm, planner=planner, device="cpu", **settings)
 
     return make
+
+
+@pytest.fixture(scope="module")
+def runners(tiny_world: Path, tiny_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Runners:
+    """NAVSIM's scripts on the world of seconds, with the tiny VLM as ``VLM_PATH``."""
+    return Runners(tiny_world, tiny_vlm, tmp_path_factory.mktemp("chain"))
+
+
+@pytest.fixture(scope="session")
+def metric_cache(tiny_world: Path, tiny_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Metric caches of the world's test split, made by NAVSIM's own script."""
+    runners = Runners(tiny_world, tiny_vlm, tmp_path_factory.mktemp("metrics"))
+    runners.cache_metrics()
+    return runners.experiments / "metric_cache"
 
 
 @pytest.fixture

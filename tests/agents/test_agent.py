@@ -144,14 +144,14 @@ def test_without_vlm_hidden_states_cannot_be_computed(
 def test_read_only_cache_stops_a_run_that_would_write(
     make_agent: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from navsim_recogdrive.agents import feature_builders
+    from navsim_recogdrive.agents import cache_use
 
     cache = tmp_path / "cache"
     cache.mkdir()
     host = {"cache_path": str(cache / "new")}
     # The tests may run as root, for whom every folder of a writable file system is writable.
-    monkeypatch.setattr(feature_builders.os, "access", lambda path, mode: Path(path) != cache)
-    with pytest.raises(feature_builders.ReadOnlyCache, match="use_cache_without_dataset=true"):
+    monkeypatch.setattr(cache_use.os, "access", lambda path, mode: Path(path) != cache)
+    with pytest.raises(cache_use.ReadOnlyCache, match="use_cache_without_dataset=true"):
         make_agent(host=host).get_feature_builders()
     make_agent(host={**host, "use_cache_without_dataset": True}).get_feature_builders()
 

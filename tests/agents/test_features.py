@@ -32,7 +32,7 @@ def test_training_and_scoring_see_identical_features(
     for token in loader.tokens[:: max(1, len(loader.tokens) // 6)]:
         training = _features(agent, loader.get_scene_from_token(token).get_agent_input())
         scoring = _features(agent, loader.get_agent_input_from_token(token))
-        assert set(training) == set(scoring) == {"hidden_state", "past_poses", "ego_status"}
+        assert set(training) == set(scoring) == {"scene_key", "hidden_state", "past_poses", "ego_status"}
         for name, values in training.items():
             assert values.dtype == scoring[name].dtype
             assert torch.equal(values.as_subclass(torch.Tensor), scoring[name].as_subclass(torch.Tensor)), name

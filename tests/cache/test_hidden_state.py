@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from navsim_recogdrive.cache import hidden_state
-from navsim_recogdrive.cache.hidden_state import DamagedHiddenState, HiddenState
+from navsim_recogdrive.cache import codec
+from navsim_recogdrive.cache.failed import FailedFeature, FailedFeatureRead
+from navsim_recogdrive.cache.hidden_state import HiddenState
 from navsim_recogdrive.cache.peek import cached_scene_folders, peek_feature
+from navsim_recogdrive.cache.stored import DamagedFeature, DamagedHiddenState
 
 
 def _rows(length: int = 40, padding: int = 9, features: int = 8) -> torch.Tensor:
@@ -20,15 +22,23 @@ def _rows(length: int = 40, padding: int = 9, features: int = 8) -> torch.Tensor
 
 
 @pytest.mark.parametrize("padding", [0, 1, 9, 40])
-def test_pickling_is_lossless_and_drops_padding(padding: int) -> None:
-    rows = _rows(padding=padding)
-    stored = pickle.dumps(HiddenState.wrap(rows, padding))
-    restored = pickle.loads(stored)
+@pytest.mark.parametrize("mode", ["bf16", "fp32"])
+def test_pickling_is_lossless(padding: int, mode: str) -> None:
+    rows = _rows(padding=padding).to(torch.float32 if mode == "fp32" else torch.bfloat16)
+    wrapped = HiddenState.wrap(rows, padding, mode)
+    restored = pickle.loads(pickle.dumps(wrapped))
     assert type(restored) is torch.Tensor
-    assert restored.dtype == torch.bfloat16
+    assert restored.dtype == wrapped.dtype == rows.dtype
     assert torch.equal(restored, rows)
-    content = (40 - padding + min(padding, 1)) * 8 * 2
-    assert content <= len(stored) < content + 400
+
+
+def test_padding_and_float32_are_not_stored() -> None:
+    def stored(padding: int, mode: str) -> int:
+        rows = _rows(length=400, padding=padding).float()
+        return len(pickle.dumps(HiddenState.wrap(rows, padding, mode)))
+
+    assert stored(300, "bf16") < 0.5 * stored(0, "bf16")
+    assert stored(0, "int8") < stored(0, "bf16") <= 400 * 8 * 2 + 400
 
 
 def test_operations_give_plain_tensors() -> None:
@@ -69,7 +79,7 @@ def test_damage_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(DamagedHiddenState, match="checksum"):
         pickle.loads(bytes(stored))
 
-    monkeypatch.setattr(hidden_state, "FORMAT_VERSION", 99)
+    monkeypatch.setattr(codec, "FORMAT_VERSION", 99)
     newer = pickle.dumps(HiddenState.wrap(_rows(), 9))
     monkeypatch.undo()
     with pytest.raises(DamagedHiddenState, match="cache format 99"):
@@ -88,5 +98,29 @@ def test_peek(tmp_path: Path) -> None:
     path = tmp_path / "log_a" / "t2" / "x.gz"
     assert peek_feature(path, "hidden_state").shape == (40, 8)
     path.write_bytes(path.read_bytes()[:60])
-    with pytest.raises(DamagedHiddenState, match=r"x\.gz cannot be read .*force_cache_computation=false"):
+    with pytest.raises(DamagedFeature, match=r"x\.gz cannot be read .* repair.*force_cache_computation=false"):
         peek_feature(path, "hidden_state")
+
+
+def test_errors_in_a_worker_name_the_file(tmp_path: Path) -> None:
+    """NAVSIM's reader unpickles from an open gzip file, and what unpickles itself sees its own bytes alone."""
+
+    def read(path: Path) -> object:
+        with gzip.open(path, "rb") as f:
+            return pickle.load(f)
+
+    def write(content: bytes) -> Path:
+        with gzip.open(tmp_path / "x.gz", "wb") as file:
+            file.write(content)
+        return tmp_path / "x.gz"
+
+    content = bytearray(pickle.dumps({"hidden_state": HiddenState.wrap(_rows(), 9)}))
+    content[-40] ^= 1
+    path = write(bytes(content))
+    with pytest.raises(DamagedHiddenState, match=rf"^{path}: .*checksum"):
+        read(path)
+    with pytest.raises(DamagedHiddenState, match="^hidden state with a wrong checksum"):
+        pickle.loads(bytes(content))
+    path = write(pickle.dumps({"hidden_state": FailedFeature("no image")}))
+    with pytest.raises(FailedFeatureRead, match=rf"^{path}: .*could not be computed \(no image\)"):
+        read(path)

@@ -74,13 +74,15 @@ def test_interrupted_write_leaves_nothing(
     scenes = load_scenes(tiny_world, "test")[:1]
     backbone = SharedBackbone(VLMConfig(path=str(tiny_vlm), dtype="float32", hidden_length=640), "cpu")
 
-    def full_disk(content: object, file: object) -> None:
+    def full_disk(path: Path, content: bytes) -> None:
+        with path.open("wb") as file:
+            file.write(content[: len(content) // 2])
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("navsim_recogdrive.offline.feature_cache.pickle.dump", full_disk)
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
     with pytest.raises(OSError, match="No space left"):
         cache_scenes(scenes, backbone, tmp_path)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert not list(tmp_path.glob("*/*/*"))
     monkeypatch.undo()
     assert cache_scenes(scenes, backbone, tmp_path) == 1
     assert cache_scenes(scenes, backbone, tmp_path) == 0

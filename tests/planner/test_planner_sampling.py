@@ -143,14 +143,14 @@ def test_another_number_of_steps(conditioned, method):
             planner.sample(condition, settings=SamplerSettings.inference(method, num_inference_steps=101))
 
 
-@pytest.mark.parametrize("method", ["ddim", "ddpm"])
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("std_floor", [0.1, 0.3])
 def test_log_probability_is_that_of_the_rollout_steps(conditioned, method, std_floor):
     planner, condition = conditioned(method)
     states = planner.sample_chain(condition, 2).states
     found = planner.log_prob(condition, states, std_floor=std_floor)
-    steps = planner.method.steps(5, eta=1.0, device=torch.device("cpu"))
-    for k, t in enumerate([80, 60, 40, 20, 0]):
+    steps = planner.method.steps(5, eta=0.2 if method == "flow" else 1.0, device=torch.device("cpu"))
+    for k, t in enumerate([0, 200, 400, 600, 800] if method == "flow" else [80, 60, 40, 20, 0]):
         prediction = planner.predict(condition, states[:, :, k], t)
         mean, std = steps.step(k, states[:, :, k], prediction)
         std = std.clamp(min=std_floor)
@@ -159,7 +159,7 @@ def test_log_probability_is_that_of_the_rollout_steps(conditioned, method, std_f
         torch.testing.assert_close(found[:, :, k], expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", ["ddim", "ddpm"])
+@pytest.mark.parametrize("method", METHODS)
 def test_log_probability_carries_gradients(tiny_planner, scenes, method):
     planner = tiny_planner(method)
     condition = planner.condition(**scenes)
@@ -169,10 +169,10 @@ def test_log_probability_carries_gradients(tiny_planner, scenes, method):
     )
 
 
-def test_flow_log_probability_is_refused_by_name(conditioned):
+def test_log_probability_of_deterministic_flow_is_refused_by_name(conditioned):
     planner, condition = conditioned("flow")
-    with pytest.raises(LogProbUnsupported, match="method 'flow'"):
-        planner.log_prob(condition, planner.sample_chain(condition).states)
+    with pytest.raises(LogProbUnsupported, match="method 'flow' .* flow_noise_level 0.0"):
+        planner.log_prob(condition, planner.sample_chain(condition).states, flow_noise_level=0.0)
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 8, 3), (2, 1, 6, 8, 3), (3, 1, 1, 8, 3), (3, 1, 6, 7, 3)])
@@ -190,7 +190,7 @@ def test_noise_of_another_shape_is_refused(conditioned):
         planner.sample(condition, step_noise=torch.zeros(4, 3, 1, 8, 3))
 
 
-@pytest.mark.parametrize(("field", "value"), [("std_floor", -0.1), ("noise_clamp", 0.0)])
+@pytest.mark.parametrize(("field", "value"), [("std_floor", -0.1), ("noise_clamp", 0.0), ("flow_noise_level", -1.0)])
 def test_senseless_sampler_settings_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
         SamplerSettings.rollout(**{field: value})

@@ -10,14 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from navsim_recogdrive.vlm import VLMCheckpointError, read_vlm_identity, write_tiny_checkpoint
+from navsim_recogdrive.vlm import VLMCheckpointError, VLMSettings, write_tiny_checkpoint
+from navsim_recogdrive.vlm import read_vlm_identity as read_identity
 from navsim_recogdrive.vlm.checkpoint_files import INDEX_FILE, content_digest, stored_tensors
+
+
+def identity(folder, **settings):
+    return read_identity(VLMSettings(folder, **settings))
 
 
 def test_neither_torch_nor_transformers_is_imported_for_an_identity(golden_checkpoint):
     code = (
         "import sys, navsim_recogdrive.vlm as vlm\n"
-        f"print(vlm.read_vlm_identity({str(golden_checkpoint)!r}).hidden_size)\n"
+        f"print(vlm.read_vlm_identity(vlm.VLMSettings({str(golden_checkpoint)!r})).hidden_size)\n"
         "assert not {'torch', 'transformers'} & set(sys.modules), 'heavy import'\n"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
@@ -27,27 +32,27 @@ def test_neither_torch_nor_transformers_is_imported_for_an_identity(golden_check
 
 def test_the_fingerprint_is_the_same_on_another_path(golden_checkpoint, tmp_path):
     copy = shutil.copytree(golden_checkpoint, tmp_path / "elsewhere")
-    assert read_vlm_identity(copy) == read_vlm_identity(golden_checkpoint)
+    assert identity(copy) == identity(golden_checkpoint)
 
 
 def test_the_fingerprint_does_not_depend_on_the_division_into_shards(checkpoint, tmp_path):
     sharded = write_tiny_checkpoint(tmp_path / "sharded", tile_size=112, shards=3)
     assert (sharded / INDEX_FILE).is_file()
-    assert read_vlm_identity(sharded) == read_vlm_identity(checkpoint)
+    assert identity(sharded) == identity(checkpoint)
 
 
 def test_the_fingerprint_ignores_keys_that_do_not_decide_the_result(edit_config, golden_checkpoint):
-    before = read_vlm_identity(golden_checkpoint)
-    assert read_vlm_identity(edit_config("llm_config._name_or_path", "another/name")) == before
+    before = identity(golden_checkpoint)
+    assert identity(edit_config("llm_config._name_or_path", "another/name")) == before
 
 
 def test_the_fingerprint_changes_with_any_weight(golden_checkpoint):
     weights = load_file(golden_checkpoint / "model.safetensors")
-    seen = {read_vlm_identity(golden_checkpoint).fingerprint}
+    seen = {identity(golden_checkpoint).fingerprint}
     for name in ("mlp1.3.bias", "language_model.model.embed_tokens.weight", "vision_model.encoder.layers.1.ls2"):
         changed = weights | {name: weights[name] + 0.125}
         save_file(changed, golden_checkpoint / "model.safetensors")
-        seen.add(read_vlm_identity(golden_checkpoint).fingerprint)
+        seen.add(identity(golden_checkpoint).fingerprint)
     assert len(seen) == 4
 
 
@@ -75,37 +80,35 @@ def test_the_fingerprint_changes_with_prompt_length_and_tiling(golden_checkpoint
         profile = {**segments, **history, "number": number, "commands": ["l", "s", "r", "u"]}
         settings = {"prompt_profile": tmp_path / "profile.json"}
         settings["prompt_profile"].write_text(json.dumps(profile))
-    assert (
-        read_vlm_identity(golden_checkpoint, **settings).fingerprint != read_vlm_identity(golden_checkpoint).fingerprint
-    )
+    assert identity(golden_checkpoint, **settings).fingerprint != identity(golden_checkpoint).fingerprint
 
 
 def test_the_fingerprint_changes_with_the_architecture(edit_config, golden_checkpoint):
-    before = read_vlm_identity(golden_checkpoint).fingerprint
-    assert read_vlm_identity(edit_config("use_thumbnail", False)).fingerprint != before
+    before = identity(golden_checkpoint).fingerprint
+    assert identity(edit_config("use_thumbnail", False)).fingerprint != before
 
 
 def test_an_absent_or_wrong_path_is_one_clear_error(tmp_path):
     with pytest.raises(
         VLMCheckpointError, match=r"no VLM checkpoint at '.*absent': not a directory; give the directory"
     ):
-        read_vlm_identity(tmp_path / "absent")
+        identity(tmp_path / "absent")
     with pytest.raises(
         VLMCheckpointError, match=r"the directory has no config.json; give the directory.*tiny_checkpoint"
     ):
-        read_vlm_identity(tmp_path)
+        identity(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(VLMCheckpointError, match="is not valid JSON"):
-        read_vlm_identity(tmp_path)
+        identity(tmp_path)
     (tmp_path / "config.json").write_text("[]")
     with pytest.raises(VLMCheckpointError, match="must hold a JSON object, found a list"):
-        read_vlm_identity(tmp_path)
+        identity(tmp_path)
 
 
 def test_absent_weights_are_an_error_that_says_what_was_looked_for(golden_checkpoint):
     (golden_checkpoint / "model.safetensors").unlink()
     with pytest.raises(VLMCheckpointError, match=r"lacks the weight files \['model.safetensors'\]; looked for"):
-        read_vlm_identity(golden_checkpoint)
+        identity(golden_checkpoint)
 
 
 def cut(data: bytes) -> bytes:
@@ -124,6 +127,20 @@ def pointer(data: bytes) -> bytes:
     return b"version https://example.org/lfs\noid sha256:00\nsize 3\n"
 
 
+def header_changed(data: bytes, old: bytes, new: bytes) -> bytes:
+    assert len(old) == len(new)
+    assert old in data
+    return data.replace(old, new, 1)
+
+
+def gap_between_tensors(data: bytes) -> bytes:
+    return header_changed(data, b'"data_offsets":[0,', b'"data_offsets":[2,')
+
+
+def without_a_shape(data: bytes) -> bytes:
+    return header_changed(data, b'"shape"', b'"shope"')
+
+
 def damaged_header(data: bytes) -> bytes:
     return data[:8] + b"\xff" + data[9:]
 
@@ -140,6 +157,8 @@ def stored_as_float64(data: bytes) -> bytes:
         (cut_in_the_header, r"not a whole safetensors file \(100 bytes\)"),
         (pointer, "git-lfs pointer.*git lfs pull"),
         (damaged_header, "damaged safetensors header"),
+        (gap_between_tensors, r"damaged safetensors header \(.*\): download it again"),
+        (without_a_shape, "damaged safetensors header: download"),
         (stored_as_float64, "is stored as F64; expected one of"),
     ],
 )
@@ -147,7 +166,7 @@ def test_damaged_weight_files_are_found_from_their_headers(golden_checkpoint, da
     file = golden_checkpoint / "model.safetensors"
     file.write_bytes(damage(file.read_bytes()))
     with pytest.raises(VLMCheckpointError, match=message):
-        read_vlm_identity(golden_checkpoint)
+        identity(golden_checkpoint)
 
 
 def test_shards_that_disagree_with_their_index_are_refused(tmp_path):

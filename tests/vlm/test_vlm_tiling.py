@@ -7,7 +7,8 @@ import pytest
 import torch
 from vlm_golden import formula_image, golden
 
-from navsim_recogdrive.vlm.tiling import normalize_tiles, tile_grid, tile_image
+from navsim_recogdrive.vlm.tile_grid import tile_grid
+from navsim_recogdrive.vlm.tiling import normalize_tiles, tile_image
 
 CASES = golden("preprocess_golden.json")["cases"]
 

@@ -8,16 +8,17 @@ import torch
 from safetensors.torch import load_file
 from vlm_golden import golden
 
-from navsim_recogdrive.vlm import load_backbone, read_vlm_identity, write_tiny_checkpoint
+from navsim_recogdrive.vlm import VLMSettings, load_backbone, read_vlm_identity, write_tiny_checkpoint
 from navsim_recogdrive.vlm.checkpoint_files import INDEX_FILE
-from navsim_recogdrive.vlm.tiny_checkpoint import ADDED_TOKENS, main
+from navsim_recogdrive.vlm.qwen_tokenizer import load_qwen2_tokenizer
+from navsim_recogdrive.vlm.tiny_checkpoint import INTERNVL_TOKENS, LAYOUTS, main
 
 
 def test_the_seed_decides_the_weights(checkpoint, tmp_path):
     same = write_tiny_checkpoint(tmp_path / "same", tile_size=112)
     other = write_tiny_checkpoint(tmp_path / "other", tile_size=112, seed=1)
     assert (same / "model.safetensors").read_bytes() == (checkpoint / "model.safetensors").read_bytes()
-    assert read_vlm_identity(other) != read_vlm_identity(checkpoint)
+    assert read_vlm_identity(VLMSettings(other)) != read_vlm_identity(VLMSettings(checkpoint))
 
 
 def test_weights_are_bfloat16_in_the_hub_layout(checkpoint):
@@ -31,9 +32,30 @@ def test_weights_are_bfloat16_in_the_hub_layout(checkpoint):
 
 def test_the_added_tokens_have_internvls_ids(tokenizer):
     expected = golden("prompt_token_ids.json")["special_ids"]
-    assert list(expected) == list(ADDED_TOKENS)
-    assert {token: tokenizer.convert_tokens_to_ids(token) for token in ADDED_TOKENS} == expected
+    assert list(expected) == list(INTERNVL_TOKENS)
+    assert {token: tokenizer.convert_tokens_to_ids(token) for token in INTERNVL_TOKENS} == expected
     assert len(tokenizer) == 151674
+
+
+@pytest.mark.parametrize(
+    ("layout", "first", "last", "tokens"),
+    [
+        ("internvl_hf", "language_model.model.layers.0", "language_model.lm_head.weight", 151674),
+        ("qwen2_5_vl", "visual.blocks.1.attn.qkv.weight", "lm_head.weight", 151665),
+        ("qwen3_vl", "model.language_model.layers.1", "model.visual.deepstack_merger_list.0", 151669),
+    ],
+)
+def test_other_layouts_have_their_published_names_and_vocabularies(tmp_path, layout, first, last, tokens):
+    folder = write_tiny_checkpoint(tmp_path / layout, layout=layout, hidden_size=32)
+    weights = load_file(folder / "model.safetensors")
+    assert {weight.dtype for weight in weights.values()} == {torch.bfloat16}
+    for prefix in (first, last):
+        assert any(name.startswith(prefix) for name in weights), prefix
+    assert ("lm_head.weight" in weights or "language_model.lm_head.weight" in weights) == (layout != "qwen3_vl")
+    tokenizer = load_qwen2_tokenizer(folder)
+    assert len(tokenizer) == tokens
+    published = {"<|vision_start|>": 151652, "<|vision_end|>": 151653, "<|image_pad|>": 151655, "<|endoftext|>": 151643}
+    assert {token: tokenizer.convert_tokens_to_ids(token) for token in published} == published
 
 
 def test_shards_hold_everything_once_and_load_alike(checkpoint, tmp_path):
@@ -54,7 +76,7 @@ def test_other_sizes_are_written_as_asked(tmp_path):
     assert backbone.hidden_size == 96
     assert len(backbone.model.language_model.layers) == 3
     assert backbone.model.config.vision_config.hidden_size == 16
-    assert backbone.architecture.image_tokens_per_tile == 4
+    assert backbone.family.architecture.image_tokens_per_tile == 4
 
 
 @pytest.mark.parametrize(
@@ -65,6 +87,9 @@ def test_other_sizes_are_written_as_asked(tmp_path):
         ({"tile_size": 100}, "tile_size must be a positive multiple of 28, found 100"),
         ({"num_layers": 0}, "num_layers must be a positive multiple of 1, found 0"),
         ({"shards": -1}, "shards must be"),
+        ({"layout": "qwen2_vl"}, r"layout must be one of \('internvl_chat', .*found 'qwen2_vl'"),
+        ({"layout": "qwen3_vl", "tile_size": 448}, "tile_size is for InternVL, qwen3_vl has no tiles"),
+        ({"layout": "qwen2_5_vl", "vision_hidden_size": 24}, "vision_hidden_size must be a positive multiple of 16"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(tmp_path, size, message):
@@ -91,7 +116,9 @@ def test_command_line(tmp_path, capsys):
     folder = tmp_path / "vlm"
     main([str(folder), "--hidden-size", "32", "--num-layers", "1", "--tile-size", "56", "--seed", "3"])
     assert f"wrote {folder} (" in capsys.readouterr().out
-    assert read_vlm_identity(folder).hidden_size == 32
+    assert read_vlm_identity(VLMSettings(folder)).hidden_size == 32
+    main([str(tmp_path / "qwen"), "--layout", LAYOUTS[-1], "--hidden-size", "32"])
+    assert json.loads((tmp_path / "qwen" / "config.json").read_text())["model_type"] == "qwen3_vl"
     with pytest.raises(SystemExit):
         main([str(folder)])
     assert "is not empty" in capsys.readouterr().err

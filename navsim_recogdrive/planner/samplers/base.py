@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -13,7 +14,7 @@ from ..schedules import strided_timesteps
 
 
 class LogProbUnsupported(ValueError):
-    """A log-probability was asked of a method whose steps have no density."""
+    """A log-probability was asked of steps that have no density."""
 
 
 class TrainingExample(NamedTuple):
@@ -38,6 +39,16 @@ class Transition(NamedTuple):
 
     mean: Tensor
     std: Tensor | None
+
+    def log_prob(self, after: Tensor) -> Tensor:
+        """Log-density of next states ``[..., horizon, 3]``, per coordinate, in nats.
+
+        Raises:
+            LogProbUnsupported: if the step is deterministic.
+        """
+        if self.std is None:
+            raise LogProbUnsupported("a deterministic denoising step has no density")
+        return -0.5 * ((after - self.mean) / self.std) ** 2 - self.std.log() - 0.5 * math.log(2 * math.pi)
 
 
 class DenoisingSteps(ABC):
@@ -79,7 +90,11 @@ class DenoisingMethod(ABC):
 
     @abstractmethod
     def steps(self, num_steps: int, eta: float, device: torch.device) -> DenoisingSteps:
-        """The chain of ``num_steps`` denoising steps; ``eta`` in 0..1 is the stochasticity of DDIM."""
+        """The chain of ``num_steps`` denoising steps.
+
+        ``eta`` is the stochasticity: in 0..1 for DDIM, the noise level of the stochastic form for flow matching; DDPM
+        has none to choose.
+        """
 
 
 class NoisePrediction(DenoisingMethod):

@@ -1,0 +1,247 @@
+"""Where the time of a hidden state goes, and what is saved against the published way of computing it.
+
+The baseline runs the same random weights on the same kernels as the published pipeline does: one scene at a time, the
+whole prompt padded in front to 2800 tokens, and the language modelling head over every row. Ours starts behind the
+shared prefix, without padding, without head. Rows of both are compared before anything is timed; both run interleaved in this
+process and the ratios of medians are printed, then the parts of ours, FLOPs and the share of the machine's peak.
+
+    python benchmarks/vlm.py                                   # CPU, a mid-size random model
+    python benchmarks/vlm.py --shape 2b --device cuda --dtype bfloat16 --batches 1 4 8 16
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+from vlm_shapes import SHAPES, RandomInternVL, Shape
+
+from navsim_recogdrive.observation import Observation
+from navsim_recogdrive.planner import DiffusionPlanner, PlannerConfig
+from navsim_recogdrive.vlm import Backbone, PromptProfile, VLMIdentity, VLMInputs, write_tiny_checkpoint
+from navsim_recogdrive.vlm.prompts import added_token_id
+from navsim_recogdrive.vlm.qwen_tokenizer import load_qwen2_tokenizer
+from navsim_recogdrive.vlm.tiling import normalize_tiles
+
+PUBLISHED_LENGTH = 2800
+
+
+def build_backbone(options: argparse.Namespace) -> Backbone:
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer = load_qwen2_tokenizer(write_tiny_checkpoint(Path(folder) / "tokenizer"))
+    family = RandomInternVL(
+        SHAPES[options.shape],
+        added_token_id(tokenizer, "<IMG_CONTEXT>"),
+        getattr(torch, options.dtype),
+        options.device,
+        options.attention,
+    )
+    identity = VLMIdentity(family.architecture.hidden_size, PUBLISHED_LENGTH, "random")
+    profile = PromptProfile.load("published")
+    return Backbone(family, tokenizer, profile, identity, cameras=("front",), max_tiles=12)
+
+
+def draw_scene(seed: int) -> Observation:
+    random = np.random.default_rng(seed)
+    image = random.integers(0, 256, (1080, 1920, 3), dtype=np.uint8)
+    past = np.zeros((4, 3))
+    past[:3, 0] = -np.sort(random.uniform(1, 15, 3))[::-1]
+    return Observation(image, past, np.array([5.0, 0.0]), np.zeros(2), np.eye(4)[seed % 4])
+
+
+@torch.no_grad()
+def as_published(backbone: Backbone, head: Tensor, inputs: VLMInputs) -> Tensor:
+    """Rows ``[S, D]`` of one scene through a padded prompt, with the logits that the pipeline computes and drops."""
+    padded = PUBLISHED_LENGTH - len(inputs.token_ids)
+    ids = torch.full((1, PUBLISHED_LENGTH), backbone._pad_token_id)
+    ids[0, padded:] = torch.from_numpy(inputs.token_ids)
+    mask = torch.ones_like(ids)
+    mask[0, :padded] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    tiles = torch.from_numpy(inputs.tiles).to(backbone.device)
+    hidden = backbone.model(
+        input_ids=ids.to(backbone.device),
+        attention_mask=mask.to(backbone.device),
+        position_ids=positions.to(backbone.device),
+        pixel_values=normalize_tiles(tiles).to(backbone.dtype),
+        use_cache=False,
+    ).last_hidden_state[0]
+    logits = hidden @ head.T
+    return hidden[padded:] + 0 * logits[padded:, :1]
+
+
+def seconds(work: Callable[[], object], device: str) -> float:
+    synchronize = torch.cuda.synchronize if device.startswith("cuda") else (lambda: None)
+    synchronize()
+    start = time.perf_counter()
+    work()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def median_of(work: Callable[[], object], options: argparse.Namespace) -> float:
+    work()
+    return statistics.median(seconds(work, options.device) for _ in range(options.repeats))
+
+
+def peak_flops(options: argparse.Namespace) -> float:
+    """What this machine reaches on one large product of matrices, in the same dtype."""
+    size = 8192 if options.device.startswith("cuda") else 1024
+    first, second = (torch.randn(size, size, device=options.device).to(getattr(torch, options.dtype)) for _ in range(2))
+    best = min(seconds(lambda: first @ second, options.device) for _ in range(10))
+    return 2 * size**3 / best
+
+
+def compare(backbone: Backbone, shape: Shape, options: argparse.Namespace) -> list[dict[str, object]]:
+    """Ours in batches against the published way, interleaved."""
+    head = torch.randn(shape.vocabulary, shape.text[0], device=options.device).to(backbone.dtype)
+    scenes = [backbone.prepare(draw_scene(seed)) for seed in range(max(options.batches))]
+    expected = as_published(backbone, head, scenes[0]).float()
+    difference = ((backbone.content_rows(scenes[0]).float() - expected).norm() / expected.norm()).item()
+    bound = 1e-4 if options.dtype == "float32" else 0.1
+    if not difference <= bound:
+        raise SystemExit(f"ours and the baseline differ by {difference:.3g} of the rows' norm, expected {bound:.3g}")
+    results = []
+    for batch in options.batches:
+        inputs = scenes[:batch]
+        baseline, ours = [], []
+        backbone.hidden_states(inputs)
+        for _ in tqdm(range(options.repeats), desc=f"batch of {batch}", leave=False):
+            baseline.append(seconds(lambda: as_published(backbone, head, scenes[0]), options.device))
+            ours.append(seconds(lambda inputs=inputs: backbone.hidden_states(inputs), options.device) / batch)
+        one, other = statistics.median(baseline), statistics.median(ours)
+        results.append(
+            {
+                "batch": batch,
+                "published_ms": round(1e3 * one, 2),
+                "ours_ms": round(1e3 * other, 2),
+                "ratio": round(one / other, 3),
+                "images_per_second": round(1 / other, 3),
+            }
+        )
+    return results
+
+
+@torch.no_grad()
+def parts(backbone: Backbone, options: argparse.Namespace) -> dict[str, float]:
+    """Milliseconds of each part of one scene, alone."""
+    observation = draw_scene(0)
+    inputs = backbone.prepare(observation)
+    tiles = torch.from_numpy(inputs.tiles)
+    on_device = tiles.to(options.device)
+    rows = backbone.family.image_rows(on_device)
+    hidden = backbone.hidden_states([inputs])
+    planner = DiffusionPlanner(PlannerConfig.small(hidden_state_size=backbone.hidden_size))
+    planner.to(options.device, backbone.dtype if options.device.startswith("cuda") else torch.float32).eval()
+    dtype = next(planner.parameters()).dtype
+    past, ego = (torch.zeros(shape, device=options.device, dtype=dtype) for shape in ((1, 4, 3), (1, 8)))
+
+    def language() -> Tensor:
+        original = backbone.family.image_rows
+        backbone.family.image_rows = lambda _tiles: rows  # type: ignore[method-assign]
+        try:
+            return backbone.hidden_states([inputs])
+        finally:
+            backbone.family.image_rows = original  # type: ignore[method-assign]
+
+    def plan() -> Tensor:
+        return planner.sample(planner.condition(hidden.to(dtype), past, ego), 1)
+
+    def image_to_trajectory() -> Tensor:
+        states = backbone.hidden_states([backbone.prepare(observation)])
+        return planner.sample(planner.condition(states.to(dtype), past, ego), 1)
+
+    measured = {
+        "tiles and prompt (CPU, can be overlapped)": lambda: backbone.prepare(observation),
+        "tiles to the device, normalised": lambda: normalize_tiles(tiles.to(options.device)),
+        "vision tower and projector": lambda: backbone.family.image_rows(on_device),
+        "language model behind the prefix": language,
+        "whole hidden state": lambda: backbone.hidden_states([inputs]),
+        "planner (small DiT, 5 steps)": plan,
+        "decoded image to trajectory": image_to_trajectory,
+    }
+    return {name: round(1e3 * median_of(work, options), 2) for name, work in tqdm(measured.items(), leave=False)}
+
+
+def flops(shape: Shape, tokens: int, prefix: int) -> dict[str, float]:
+    """FLOPs of one scene: what is needed, and what the published way spends."""
+    needed = shape.vision_flops(9) + shape.language_flops(tokens, prefix)
+    spent = shape.vision_flops(9) + shape.language_flops(PUBLISHED_LENGTH) + shape.head_flops(PUBLISHED_LENGTH)
+    return {"vision": shape.vision_flops(9), "needed": needed, "published": spent}
+
+
+def peak_memory(options: argparse.Namespace) -> float:
+    """MB: of the GPU's memory, or of this process, the baseline included."""
+    if options.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shape", default="mid", choices=list(SHAPES), help="size of the random model")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--attention", default="sdpa", choices=["sdpa", "flash_attention_2", "eager"])
+    parser.add_argument("--batches", type=int, nargs="+", default=[1, 2], help="scenes per batch")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    shape = SHAPES[options.shape]
+    backbone = build_backbone(options)
+    example = backbone.prepare(draw_scene(0))
+    cost = flops(shape, len(example.token_ids), len(backbone.prefix_rows))
+    peak = peak_flops(options)
+    timed = parts(backbone, options)
+    memory = peak_memory(options)
+    compared = compare(backbone, shape, options)
+    for row in compared:
+        reached = cost["needed"] * 1e3 / row["ours_ms"]
+        row["utilisation"] = round(reached / peak, 3)
+    report = {
+        "options": vars(options),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "prompt_tokens": len(example.token_ids),
+        "gflop": {name: round(value / 1e9, 1) for name, value in cost.items()},
+        "peak_gflops": round(peak / 1e9, 1),
+        "peak_memory_mb": round(memory),
+        "parts_ms": timed,
+        "compared": compared,
+    }
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return
+    print(
+        f"{options.shape}: {options.dtype} on {options.device}, {options.attention}, torch {torch.__version__}, "
+        f"{report['threads']} threads, median of {options.repeats}; "
+        f"one scene = 9 tiles, {report['prompt_tokens']} tokens"
+    )
+    print(
+        f"GFLOP per scene: {report['gflop']['needed']} needed ({report['gflop']['vision']} of them vision), "
+        f"{report['gflop']['published']} the published way; peak {report['peak_gflops']} GFLOP/s (one product of "
+        f"matrices); peak memory {report['peak_memory_mb']} MB without the baseline"
+    )
+    for name, value in timed.items():
+        print(f"  {name:44} {value:>10} ms")
+    print(f"{'batch':>5} {'published, ms':>14} {'ours, ms':>10} {'ratio':>7} {'images/s':>9} {'utilisation':>12}")
+    for row in compared:
+        print(
+            f"{row['batch']:>5} {row['published_ms']:>14} {row['ours_ms']:>10} {row['ratio']:>7} "
+            f"{row['images_per_second']:>9} {row['utilisation']:>12}"
+        )
+
+
+if __name__ == "__main__":
+    main()

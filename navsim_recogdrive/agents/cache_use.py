@@ -1,0 +1,189 @@
+"""The feature cache of a run: opened to be filled, checked before it is trained from, and what it says of the VLM."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+from pytorch_lightning.utilities import rank_zero_only
+
+from navsim_recogdrive.agents.failed_scenes import FailedScenes
+from navsim_recogdrive.agents.host import HostRun, running_training
+from navsim_recogdrive.cache.identity import CacheIdentity, CacheIdentityError, check_same, claim, read_identity
+from navsim_recogdrive.cache.peek import cached_scene_folders
+from navsim_recogdrive.cache.scan import FOREIGN, Finding, Layout, remove, scan_cache
+from navsim_recogdrive.cache.stored import DamagedFeature
+from navsim_recogdrive.policy.backbones import SharedBackbone
+from navsim_recogdrive.policy.configuration import PolicyConfig
+from navsim_recogdrive.policy.features import HIDDEN_STATE_LAYOUT, IMAGE_TILES_LAYOUT
+
+logger = logging.getLogger(__name__)
+
+_LISTED = 10
+_REPAIR = "python -m navsim_recogdrive.cache repair {root}"
+
+_OPENING = threading.Lock()
+_OPENED: set[tuple[object, ...]] = set()
+
+
+class ReadOnlyCache(PermissionError):
+    """Features must be computed but their cache folder cannot be written."""
+
+
+class DamagedCache(DamagedFeature):
+    """A cache with entries that training would fail on, or learn something wrong from."""
+
+
+def layout_of(config: PolicyConfig) -> Layout:
+    """The files of a scene in the cache of a policy."""
+    return HIDDEN_STATE_LAYOUT if config.cache_hidden_state else IMAGE_TILES_LAYOUT
+
+
+def failed_scenes(host: HostRun, config: PolicyConfig) -> FailedScenes:
+    """What the builders of an agent share to go on after a scene that fails: caught where a cache is filled alone.
+
+    Where the same process trains on what it caches, it would read what stands in a failed scene's place.
+    """
+    filling = host.cache_path is not None and not host.use_cache_without_dataset and not running_training()
+    return FailedScenes(Path(str(host.cache_path)) if filling else None, layout_of(config).files)
+
+
+def open_for_writing(host: HostRun, config: PolicyConfig, backbone: SharedBackbone) -> None:
+    """Get the cache ready that a runner is about to fill, once per process, before NAVSIM looks at it.
+
+    It becomes, or must be, a cache of the configured VLM. With ``force_cache_computation=false`` what a killed run left
+    damaged is removed, so that this run computes it. Only the logs of this run are looked at: another process may be
+    filling the others.
+
+    Raises:
+        ReadOnlyCache: if it cannot be written.
+        CacheIdentityError: if it is a cache of another VLM, prompt or mode.
+    """
+    if host.cache_path is None or host.use_cache_without_dataset:
+        return
+    root, layout = Path(host.cache_path), layout_of(config)
+    require_writable(root)
+    logs = None if host.filter_log_names is None else tuple(host.filter_log_names)
+    # Without a VLM nothing can be computed, and a complete cache needs nothing.
+    identity = None
+    if config.cache_hidden_state and config.vlm.path is not None:
+        identity = backbone.identity(config.cache_mode)
+    with _OPENING:
+        opened = (root, layout, logs, identity)
+        if opened not in _OPENED:
+            if identity is not None:
+                _claim(root, identity)
+            if host.force_cache_computation is False and root.is_dir():
+                _repair(root, layout, logs, identity)
+            _OPENED.add(opened)
+
+
+def check_for_training(host: HostRun, config: PolicyConfig, backbone: SharedBackbone) -> None:
+    """Refuse to train from a cache that is damaged or of another VLM; a quick scan of the logs that are used.
+
+    The VLM is compared where its folder is there; training from a cache does not need it.
+
+    Raises:
+        CacheIdentityError: if the cache is of another VLM or prompt.
+        DamagedCache: if entries are damaged, listing them.
+    """
+    if host.cache_path is None or not host.use_cache_without_dataset:
+        return
+    root, layout = Path(host.cache_path), layout_of(config)
+    identity = read_identity(root) if config.cache_hidden_state else None
+    if identity is not None and _has_local_vlm(config):
+        advice = (
+            "Set agent.vlm (path, prompt_profile, hidden_length, max_tiles), agent.cam_type and, for a VLM that was "
+            "trained with its planner, agent.checkpoint_path as they were in caching; or use another cache_path"
+        )
+        check_same(root, identity, backbone.identity(config.cache_mode), CacheIdentity.DECIDING, advice)
+    if rank_zero_only.rank != 0:
+        return
+    if config.cache_hidden_state and identity is None:
+        logger.warning("The cache %s does not say what made it: nothing checks that it fits the VLM", root)
+    logs = {*(host.train_logs or ()), *(host.val_logs or ())} or None
+    report = scan_cache(root, layout, None if logs is None else sorted(logs), identity=identity, workers=_workers())
+    if report.misleading:
+        raise DamagedCache(
+            f"{len(report.misleading)} files of the cache {root} must not be trained on ({report.scenes} scenes are "
+            f"whole):\n{_listing(report.misleading)}\nRun {_REPAIR.format(root=root)} (with --foreign for those of "
+            "another VLM), then the caching again with force_cache_computation=false"
+        )
+    if report.incomplete:
+        logger.warning(
+            "%d scenes of the cache %s lack files and are left out (the first is %s); the caching again with "
+            "force_cache_computation=false completes them",
+            len(report.incomplete),
+            root,
+            report.incomplete[0],
+        )
+
+
+def vlm_of_run(host: HostRun, config: PolicyConfig, backbone: SharedBackbone) -> CacheIdentity | None:
+    """What the hidden states of a training run come from, for its checkpoints; ``None`` if that is not known."""
+    if config.cache_hidden_state and host.use_cache_without_dataset and host.cache_path is not None:
+        found = read_identity(Path(host.cache_path))
+        if found is not None:
+            return found
+    return backbone.identity(config.cache_mode) if _has_local_vlm(config) else None
+
+
+def require_writable(cache_path: Path) -> None:
+    """Stop before an expensive computation whose result could not be stored.
+
+    Raises:
+        ReadOnlyCache: if ``cache_path``, or its nearest existing parent, is not writable.
+    """
+    folder = cache_path
+    while not folder.exists():
+        folder = folder.parent
+    if not os.access(folder, os.W_OK):
+        raise ReadOnlyCache(
+            f"the cache folder {cache_path} is read-only, and this run would write to it. To train from it as it is, "
+            "add use_cache_without_dataset=true force_cache_computation=false; to fill it, choose another cache_path."
+        )
+
+
+def _claim(root: Path, identity: CacheIdentity) -> None:
+    # In this order: another process may claim an empty cache and write its first scene in between.
+    anonymous = root.is_dir() and next(cached_scene_folders(root, None, f"{HIDDEN_STATE_LAYOUT.files[0]}.gz"), None)
+    if anonymous and read_identity(root) is None:
+        logger.warning("The cache %s does not say what made it: it is filled up without a check that it fits", root)
+        return
+    claim(root, identity)
+
+
+def _repair(root: Path, layout: Layout, logs: Iterable[str] | None, identity: CacheIdentity | None) -> None:
+    report = scan_cache(root, layout, logs, identity=identity, workers=_workers())
+    # NAVSIM computes scenes that lack files anyway, so only those that it would take for complete matter.
+    foreign = [finding for finding in report.misleading if finding.kind == FOREIGN]
+    if foreign:
+        raise CacheIdentityError(
+            f"{len(foreign)} hidden states of the cache {root} are of another VLM or prompt than the cache, as if two "
+            f"caches had been merged:\n{_listing(foreign)}\nRemove them with {_REPAIR.format(root=root)} --foreign, or "
+            "use another cache_path"
+        )
+    if report.misleading:
+        removed = remove(report.misleading)
+        logger.warning(
+            "Removed %d damaged or failed files from the cache %s; their scenes are computed again:\n%s",
+            len(removed),
+            root,
+            _listing(removed),
+        )
+
+
+def _has_local_vlm(config: PolicyConfig) -> bool:
+    return config.vlm.path is not None and Path(config.vlm.path).is_dir()
+
+
+def _workers() -> int:
+    return min(16, 4 * (os.cpu_count() or 1))
+
+
+def _listing(findings: list[Finding]) -> str:
+    lines = [f"  {finding.scene}: {finding.reason}" for finding in findings[:_LISTED]]
+    return "\n".join([*lines, *([f"  and {len(findings) - _LISTED} more"] if len(findings) > _LISTED else [])])

@@ -1,0 +1,180 @@
+"""Metric caches of NAVSIM's ``run_metric_caching.py``: where they lie, whether they fit, the last used in memory.
+
+A metric cache is made per scene and NAVSIM version; its table of contents is a csv of absolute paths.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import lzma
+import pickle
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from navsim_recogdrive.agents.compat_pdm import NAVSIM_NAME, MetricCache, why_unfit
+
+_NAMED = 10  # tokens and files named in a message
+_MAKE_IT = "make it with NAVSIM's run_metric_caching.py (scripts/cache_dataset/run_metric_caching_train.sh)"
+
+
+class UnusableMetricCache(ValueError):
+    """A folder of metric caches that cannot be used, or one of its files; the message says why and what to do."""
+
+
+class MetricCacheFolder:
+    """The files of a metric cache folder by scene token.
+
+    Args:
+        root: folder that was ``metric_cache_path`` (v1.1: ``cache.cache_path``) of ``run_metric_caching.py``. It may
+            have been moved since: a file that is not where the table says is looked for at the same place in ``root``.
+
+    Raises:
+        UnusableMetricCache: there is no folder, no table, an empty one, or one whose files are not there.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise UnusableMetricCache(f"no metric cache folder {self.root}: {_MAKE_IT}")
+        tables = sorted((self.root / "metadata").glob("*.csv"))
+        if not tables:
+            raise UnusableMetricCache(
+                f"{self.root} has no metadata/*.csv, which run_metric_caching.py writes at its end: it is no metric "
+                f"cache, or the run was interrupted; {_MAKE_IT}"
+            )
+        # One table per node that took part; the first row is the column's name.
+        rows = [row for table in tables for row in list(csv.reader(table.read_text().splitlines()))[1:]]
+        self._paths = {Path(row[0]).parent.name: Path(row[0]) for row in rows if row}
+        if not self._paths:
+            raise UnusableMetricCache(f"the tables in {self.root / 'metadata'} name no file: {_MAKE_IT}")
+        self._follow_move()
+
+    def _follow_move(self) -> None:
+        first = next(iter(self._paths.values()))
+        if first.is_file():
+            return
+        moved = {token: self.root.joinpath(*path.parts[-4:]) for token, path in self._paths.items()}
+        if not next(iter(moved.values())).is_file():
+            raise UnusableMetricCache(
+                f"the metric cache {self.root} says that {first} exists, but it does not, nor does "
+                f"{next(iter(moved.values()))}: put the folder back, move it with its subfolders, or {_MAKE_IT}"
+            )
+        self._paths = moved
+
+    @property
+    def tokens(self) -> list[str]:
+        """All scenes of the table."""
+        return list(self._paths)
+
+    def missing_tokens(self, tokens: Iterable[str]) -> list[str]:
+        """Those of ``tokens`` that have no metric cache, or one whose file is absent or empty; in order."""
+        return [token for token in tokens if not self._is_there(token)]
+
+    def _is_there(self, token: str) -> bool:
+        path = self._paths.get(token)
+        try:
+            return path is not None and path.stat().st_size > 0
+        except OSError:
+            return False
+
+    def read(self, token: str) -> MetricCache:
+        """The metric cache of a scene.
+
+        Raises:
+            KeyError: the table does not have the scene.
+            UnusableMetricCache: the file cannot be read, or was made by another version of NAVSIM.
+        """
+        if token not in self._paths:
+            raise KeyError(f"scene {token} has no metric cache in {self.root}")
+        path = self._paths[token]
+        try:
+            content = lzma.decompress(path.read_bytes())
+        except (OSError, lzma.LZMAError) as error:
+            raise UnusableMetricCache(f"the metric cache {path} cannot be read ({error}): make it again") from error
+        try:
+            with _no_garbage_collection():
+                cache = pickle.loads(content)
+        except Exception as error:
+            raise UnusableMetricCache(self._other_version(path, f"{type(error).__name__}: {error}")) from error
+        reason = why_unfit(cache)
+        if reason:
+            raise UnusableMetricCache(self._other_version(path, reason))
+        return cache
+
+    def _other_version(self, path: Path, reason: str) -> str:
+        newer_numpy = " (written with numpy 2: read it with numpy 1.26.4 or newer)" if "numpy._core" in reason else ""
+        return (
+            f"the metric cache {path} does not fit the installed NAVSIM {NAVSIM_NAME}: {reason}{newer_numpy}. Metric "
+            f"caches cannot be shared between versions: install the NAVSIM that made {self.root}, or {_MAKE_IT}"
+        )
+
+    def check(self, tokens: Sequence[str], samples: int = 3) -> None:
+        """Read a few of the metric caches, so that a folder of another NAVSIM version is refused at start.
+
+        Args:
+            tokens: scenes that are going to be scored; those that are missing are not looked at.
+            samples: how many of them to read, spread over ``tokens``.
+
+        Raises:
+            UnusableMetricCache: one of them cannot be used.
+        """
+        there = [token for token in tokens if token in self._paths]
+        step = max(1, len(there) // samples)
+        for token in there[::step][:samples]:
+            self.read(token)
+
+
+def describe_missing(missing: Sequence[str], of: int, root: Path) -> str:
+    """A sentence that counts and lists scenes without a metric cache."""
+    named = ", ".join(missing[:_NAMED])
+    rest = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+    return f"{len(missing)} of {of} scenes have no metric cache in {root}: {named}{rest}"
+
+
+class SceneMemory:
+    """The last used metric caches, decompressed.
+
+    Args:
+        folder: where they come from.
+        capacity: how many to keep; the one not used for the longest time goes first. A scene of 20 road users takes
+            2.6 MB.
+        prepare: what to do once with a cache just read.
+    """
+
+    def __init__(self, folder: MetricCacheFolder, capacity: int, prepare: Callable[[MetricCache], None]) -> None:
+        if capacity < 1:
+            raise ValueError(f"the number of scenes kept in memory must be at least 1, found {capacity}")
+        self._folder = folder
+        self._capacity = capacity
+        self._prepare = prepare
+        self._kept: OrderedDict[str, MetricCache] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def get(self, token: str) -> MetricCache:
+        """The prepared metric cache of a scene, from memory or from disk; errors as :meth:`MetricCacheFolder.read`."""
+        if token in self._kept:
+            self._kept.move_to_end(token)
+            return self._kept[token]
+        cache = self._folder.read(token)
+        self._prepare(cache)
+        self._kept[token] = cache
+        while len(self._kept) > self._capacity:
+            self._kept.popitem(last=False)
+        return cache
+
+
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """Unpickling makes tens of thousands of objects; searching them for garbage meanwhile doubles its time."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

@@ -1,0 +1,262 @@
+"""Is a feature cache whole? What a killed or failed caching run leaves behind, found and removed.
+
+NAVSIM writes the files of a scene one after the other, straight to their final names, and counts a scene as cached once
+all are there. So a killed run leaves a file that is cut off. In an empty cache the scene's later files are then
+missing, and NAVSIM computes the scene again. But the last of the files, or one that ``force_cache_computation=true``
+was writing over an older one, is taken for whole, and training fails on it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tqdm import tqdm
+
+from navsim_recogdrive.cache.failed import FAILED_MAGIC, FailedFeatureRead
+from navsim_recogdrive.cache.hidden_state import UNKNOWN_ORIGIN
+from navsim_recogdrive.cache.identity import CacheIdentity
+from navsim_recogdrive.cache.peek import cached_logs, check_size, peek_hidden_state, read_content
+from navsim_recogdrive.cache.stored import DamagedFeature
+from navsim_recogdrive.cache.unpickling import load_feature
+
+logger = logging.getLogger(__name__)
+
+DAMAGED, FAILED, FOREIGN, PARTIAL = "damaged", "failed", "foreign", "partial"
+"""Kinds of findings: not whole; says that it could not be computed; of another VLM; a writer's unfinished file."""
+
+SETTLE_S = 30.0
+"""A file that changed less than this many seconds ago may still be being written by another process."""
+
+_SMALL_BYTES = 1 << 16
+_POLL_S = 0.5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The files of a complete scene.
+
+    Attributes:
+        files: their names in the order in which they are written.
+        hidden_state: the one among them that holds a hidden state, if any.
+    """
+
+    files: tuple[str, ...]
+    hidden_state: str | None = None
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One file that must not be used.
+
+    Attributes:
+        path: the file.
+        kind: :data:`DAMAGED`, :data:`FAILED`, :data:`FOREIGN` or :data:`PARTIAL`.
+        reason: what is wrong with it.
+        modified_ns: when it was last written, as far as its scan saw.
+    """
+
+    path: Path
+    kind: str
+    reason: str
+    modified_ns: int
+
+    @property
+    def scene(self) -> str:
+        """``LOG/TOKEN``."""
+        return "/".join(self.path.parts[-3:-1])
+
+
+@dataclass
+class ScanReport:
+    """What a scan found.
+
+    Attributes:
+        scenes: complete scenes without a finding.
+        incomplete: folders of scenes that lack a file; NAVSIM computes these again, and training leaves them out.
+        findings: files that must not be used.
+        file_bytes: bytes of all files, by file name.
+        states: how many hidden states there are, by (mode, rows, columns).
+    """
+
+    scenes: int = 0
+    incomplete: list[Path] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    file_bytes: Counter[str] = field(default_factory=Counter)
+    states: Counter[tuple[str, int, int]] = field(default_factory=Counter)
+
+    @property
+    def misleading(self) -> list[Finding]:
+        """Findings in scenes that NAVSIM takes for complete, and would train on."""
+        incomplete = set(self.incomplete)
+        return [one for one in self.findings if one.kind != PARTIAL and one.path.parent not in incomplete]
+
+    def add(self, other: ScanReport) -> None:
+        """Add what was found elsewhere."""
+        self.scenes += other.scenes
+        self.incomplete += other.incomplete
+        self.findings += other.findings
+        self.file_bytes += other.file_bytes
+        self.states += other.states
+
+
+def scan_cache(
+    root: Path,
+    layout: Layout,
+    logs: Iterable[str] | None = None,
+    *,
+    full: bool = False,
+    identity: CacheIdentity | None = None,
+    workers: int = 8,
+    progress: bool = False,
+) -> ScanReport:
+    """Look through a cache; changes nothing.
+
+    The quick scan reads small files whole, and of a hidden state its first 4 KB and its last 4 bytes, which tell if it
+    was cut off. Other large files, and any that was written after the scene's last one, are read whole. The full
+    scan reads and decodes everything, so it finds flipped bits too.
+
+    Args:
+        root: of the cache.
+        layout: the files of a scene.
+        logs: only these logs; ``None``: all.
+        full: see above.
+        identity: hidden states with the mark of another origin are findings; ``None``: they are not compared.
+        workers: threads; reading and decompressing run beside each other.
+        progress: show a progress bar.
+    """
+    report = ScanReport()
+    folders = cached_logs(root, logs)
+
+    def scan_log(folder: Path) -> ScanReport:
+        result = ScanReport()
+        for scene in _subfolders(folder):
+            _scan_scene(scene, layout, full, identity, result)
+        return result
+
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        bar = tqdm(total=len(folders), desc="Scanning the cache", unit="log", disable=not progress)
+        with bar:
+            for part in pool.map(scan_log, folders):
+                report.add(part)
+                bar.update()
+    return report
+
+
+def remove(findings: Sequence[Finding], settle_s: float = SETTLE_S) -> list[Finding]:
+    """Delete the files of ``findings``, so that the next caching run computes their scenes again.
+
+    A file that was written just now may belong to a process that is writing it: it is given ``settle_s`` seconds, and
+    left alone if it changes. (Its age by this machine's clock is not enough: a file server's may be another.)
+
+    Returns:
+        The findings whose files were deleted.
+    """
+    start = time.time()
+    waiting = [finding for finding in findings if abs(start - finding.modified_ns / 1e9) < settle_s]
+    removed = [finding for finding in findings if finding not in waiting and _remove(finding)]
+    if waiting:
+        logger.info(
+            "%d damaged files are less than %.0f s old, another process may be writing them (the first is %s): waiting",
+            len(waiting),
+            settle_s,
+            waiting[0].path,
+        )
+    while waiting and time.time() - start < settle_s:
+        time.sleep(min(_POLL_S, settle_s))
+        waiting = [finding for finding in waiting if _unchanged(finding)]
+    return removed + [finding for finding in waiting if _remove(finding)]
+
+
+def _remove(finding: Finding) -> bool:
+    if not _unchanged(finding):
+        return False
+    finding.path.unlink(missing_ok=True)
+    return True
+
+
+def _unchanged(finding: Finding) -> bool:
+    try:
+        return finding.path.stat().st_mtime_ns == finding.modified_ns
+    except FileNotFoundError:
+        return False
+
+
+def _subfolders(folder: Path) -> Iterator[Path]:
+    with os.scandir(folder) as entries:
+        yield from sorted(Path(entry.path) for entry in entries if entry.is_dir())
+
+
+def _scan_scene(folder: Path, layout: Layout, full: bool, identity: CacheIdentity | None, report: ScanReport) -> None:
+    names = {f"{name}.gz": name for name in layout.files}
+    found: dict[str, os.stat_result] = {}
+    findings = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name in names:
+                found[entry.name] = entry.stat()
+            elif entry.name.endswith(".partial"):
+                findings.append(Finding(Path(entry.path), PARTIAL, "unfinished", entry.stat().st_mtime_ns))
+    last = found.get(f"{layout.files[-1]}.gz")
+    for name, stat in found.items():
+        report.file_bytes[names[name]] += stat.st_size
+        path = folder / name
+        whole = full or last is None or stat.st_mtime_ns > last.st_mtime_ns
+        try:
+            if names[name] == layout.hidden_state:
+                _check_hidden_state(path, stat.st_size, full, identity, report)
+            else:
+                _check_file(path, stat.st_size, full, whole)
+        except FailedFeatureRead as error:
+            findings.append(Finding(path, FAILED, str(error), stat.st_mtime_ns))
+        except _Foreign as error:
+            findings.append(Finding(path, FOREIGN, str(error), stat.st_mtime_ns))
+        except (DamagedFeature, OSError) as error:
+            findings.append(Finding(path, DAMAGED, str(error), stat.st_mtime_ns))
+    report.findings += findings
+    if len(found) < len(names):
+        if found:
+            report.incomplete.append(folder)
+    elif not any(finding.kind != PARTIAL for finding in findings):
+        report.scenes += 1
+
+
+class _Foreign(ValueError):
+    """A hidden state of another origin."""
+
+
+def _check_file(path: Path, size: int, full: bool, whole: bool) -> None:
+    if not (whole or size <= _SMALL_BYTES):
+        return
+    content = read_content(path)
+    refuse_failed(path, content)
+    if full:
+        load_feature(content, path)
+
+
+def _check_hidden_state(path: Path, size: int, full: bool, identity: CacheIdentity | None, report: ScanReport) -> None:
+    _check_file(path, size, full, whole=False)
+    head = peek_hidden_state(path)
+    check_size(path, head)
+    report.states[head.info.mode, head.info.length, head.info.features] += 1
+    if identity is not None and head.origin not in (identity.origin, UNKNOWN_ORIGIN):
+        raise _Foreign(
+            f"{path} is of another VLM or prompt than the cache (origin {head.origin.hex()}, expected "
+            f"{identity.origin.hex()})"
+        )
+
+
+def refuse_failed(path: Path, content: bytes) -> None:
+    """Make sure that the content of a cache file is not a failed feature.
+
+    Raises:
+        FailedFeatureRead: if it is one, with the file and the reason.
+    """
+    if FAILED_MAGIC in content:
+        load_feature(content, path)

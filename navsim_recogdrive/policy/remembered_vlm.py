@@ -1,0 +1,67 @@
+"""A planner belongs to the VLM and the prompt that it was trained with: its checkpoints remember them.
+
+Beside ``state_dict`` a checkpoint holds ``navsim_recogdrive.vlm``, a
+:class:`~navsim_recogdrive.cache.identity.CacheIdentity` as plain values. Published checkpoints hold none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+
+from navsim_recogdrive.cache.identity import CacheIdentity
+from navsim_recogdrive.planner.checkpoints import read_checkpoint
+from navsim_recogdrive.policy.configuration import InvalidSetting
+
+_KEY, _VLM = "navsim_recogdrive", "vlm"
+
+# Not ``trained``: what was trained of a VLM is in the checkpoint itself.
+COMPARED = tuple(name for name in CacheIdentity.DECIDING if name != "trained")
+"""Fields in which the configured VLM must be the remembered one."""
+
+
+class RememberVLM(pl.Callback):
+    """Writes into every checkpoint which VLM the planner was trained with."""
+
+    def __init__(self, vlm: CacheIdentity) -> None:
+        self._vlm = vlm
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the entry."""
+        checkpoint[_KEY] = {_VLM: self._vlm.to_dict()}
+
+
+def read_remembered_vlm(checkpoint: str | Path) -> CacheIdentity | None:
+    """The VLM that the planner in a checkpoint file was trained with; ``None`` if the file does not say.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        PlannerCheckpointError: if it cannot be read.
+        CacheIdentityError: if what it says is not whole.
+    """
+    remembered = read_checkpoint(checkpoint).get(_KEY)
+    if not isinstance(remembered, Mapping) or _VLM not in remembered:
+        return None
+    return CacheIdentity.from_dict(remembered[_VLM])
+
+
+def check_remembered_vlm(checkpoint: str | Path, configured: CacheIdentity) -> None:
+    """Make sure that a planner gets hidden states of the VLM that it was trained with.
+
+    Raises:
+        InvalidSetting: if the checkpoint remembers another, with both.
+    """
+    remembered = read_remembered_vlm(checkpoint)
+    differing = [] if remembered is None else remembered.differences(configured, COMPARED)
+    if remembered is not None and differing:
+        raise InvalidSetting(
+            f"the planner in {checkpoint} was trained with another VLM or prompt: {', '.join(differing)} "
+            f"differ{'s' if len(differing) == 1 else ''}.\n  trained with: {remembered.describe()}\n"
+            f"  configured:   {configured.describe()}\nSet agent.vlm (path, prompt_profile, hidden_length, max_tiles) "
+            "and agent.cam_type as they were in training"
+        )

@@ -1,0 +1,138 @@
+"""Stored tensors into a transformers model, strictly and without a second copy.
+
+The model is built empty on its device and each stored tensor is copied straight into place, so the peak is about one
+model. Which stored tensor fills which parameter is settled before a byte of data is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from navsim_recogdrive.vlm.attention import kernel_name
+from navsim_recogdrive.vlm.checkpoint_files import StoredTensor, VLMCheckpointError, shortened
+
+Rename = Callable[[str], tuple[str, ...]]
+"""The parameters a stored tensor fills: one; several for a fused one, chunked along dim 0; none if it is left out."""
+
+
+def build_model(
+    kind: type[Any],
+    config: Any,
+    directory: Path,
+    tensors: dict[str, StoredTensor],
+    rename: Rename,
+    *,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str,
+) -> Any:
+    """Build a model of transformers and stream its weights in.
+
+    Args:
+        kind: class of the model.
+        config: its configuration.
+        directory: the checkpoint, for error messages.
+        tensors: from :func:`~navsim_recogdrive.vlm.checkpoint_files.stored_tensors`.
+        rename: names in the files to names in the model.
+        dtype: of the parameters.
+        device: where the model is built.
+        attention: one of :data:`~navsim_recogdrive.vlm.architecture.ATTENTION_KERNELS`.
+
+    Returns:
+        The model in evaluation mode, its parameters not requiring gradients.
+
+    Raises:
+        VLMCheckpointError: naming every missing or unexpected weight, or one of another shape than the configuration's.
+        ValueError: for an attention kernel that is unknown or not installed.
+    """
+    with torch.device("meta"):
+        model = kind._from_config(config, attn_implementation=kernel_name(attention), dtype=dtype)
+    model.requires_grad_(False).eval()
+    sources = _sources(directory, model, tensors, rename)
+    model.to_empty(device=device)
+    _rebuild_buffers(model, device)
+    model.tie_weights()  # to_empty gave tied parameters memory of their own
+
+    destinations = model.state_dict()  # shares the parameters' memory
+    for file, names in _by_file(tensors):
+        with safe_open(file, framework="pt", device="cpu") as stream:
+            for name in names:
+                natives = sources[name]
+                parts = stream.get_tensor(name).chunk(len(natives)) if natives else ()
+                for native, part in zip(natives, parts, strict=True):
+                    destinations[native].copy_(part)
+    return model
+
+
+def _sources(
+    directory: Path, model: nn.Module, tensors: dict[str, StoredTensor], rename: Rename
+) -> dict[str, tuple[str, ...]]:
+    """Match stored names with parameters."""
+    parameters: dict[str, Tensor] = model.state_dict()
+    sources = {stored: rename(stored) for stored in tensors}
+    if unexpected := [stored for stored, names in sources.items() if not set(names) <= parameters.keys()]:
+        raise VLMCheckpointError(
+            f"{directory}: weights that config.json has no place for: {shortened(unexpected)}; config.json and the "
+            "weights are of different checkpoints"
+        )
+    filled: dict[str, str] = {}
+    for stored, names in sources.items():
+        for native in names:
+            if native in filled:
+                raise VLMCheckpointError(
+                    f"{directory}: {filled[native]} and {stored} are the same weight in two layouts; download the "
+                    "checkpoint again into an empty folder"
+                )
+            filled[native] = stored
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    missing = [native for native in parameters if native not in filled and tied.get(native) not in filled]
+    if missing:
+        raise VLMCheckpointError(
+            f"{directory}: missing weights (by their names in transformers): {shortened(missing)}; download the "
+            "checkpoint again"
+        )
+    for stored, names in sources.items():
+        if not names:
+            continue
+        shape = parameters[names[0]].shape
+        expected = (shape[0] * len(names), *shape[1:])
+        if tensors[stored].shape != expected:
+            raise VLMCheckpointError(
+                f"{directory}: {stored} has shape {list(tensors[stored].shape)}, config.json asks for {list(expected)}"
+            )
+    return sources
+
+
+def _rebuild_buffers(model: nn.Module, device: torch.device) -> None:
+    """Compute the rotary frequencies anew, in float32: buffers without stored values.
+
+    Raises:
+        RuntimeError: if transformers keeps another buffer that no checkpoint fills; its value would be garbage.
+    """
+    for name, module in list(model.named_modules()):
+        buffers = dict(module.named_buffers(recurse=False))
+        if not buffers:
+            continue
+        if set(buffers) <= {"inv_freq", "original_inv_freq"}:
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, _fresh_rotary(module, device))
+        else:
+            raise RuntimeError(f"this transformers version keeps buffers that no checkpoint fills: {name} {[*buffers]}")
+
+
+def _fresh_rotary(module: nn.Module, device: torch.device) -> nn.Module:
+    if hasattr(module, "config"):
+        return type(module)(config=module.config).to(device)
+    return type(module)(module.dim, module.theta).to(device)  # a vision tower's
+
+
+def _by_file(tensors: dict[str, StoredTensor]) -> Iterator[tuple[Path, list[str]]]:
+    files = dict.fromkeys(tensor.file for tensor in tensors.values())
+    for file in files:
+        yield file, [name for name, tensor in tensors.items() if tensor.file == file]

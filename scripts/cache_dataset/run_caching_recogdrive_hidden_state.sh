@@ -1,0 +1,134 @@
+#!/usr/bin/env bash
+# Caches the VLM's hidden states of a split through NAVSIM's run_dataset_caching.py: one process per GPU, each with logs of
+# about the same number of scenes, on one node or several. Run it again to continue: what is complete is left alone, what a
+# killed run left damaged is computed again.
+#
+#   bash scripts/cache_dataset/run_caching_recogdrive_hidden_state.sh [--dry-run] [HYDRA OVERRIDES]
+#
+#   --dry-run   print the exact commands of this node and run nothing
+#   overrides   go to every run_dataset_caching.py, for example agent.cache_mode=int8
+#
+# Environment (in brackets the defaults):
+#   VLM_PATH             the VLM's folder or hub id; must be set, or agent.vlm.path given
+#   OPENSCENE_DATA_ROOT  must be set, as must NUPLAN_MAPS_ROOT and NAVSIM_EXP_ROOT
+#   AGENT                agent config [recogdrive_2b]; recogdrive_8b for the 8B VLM
+#   SPLIT                train_test_split [navtrain]
+#   CACHE_PATH           the cache [NAVSIM_EXP_ROOT/AGENT_hidden_state_SPLIT]; with several nodes on a shared disk
+#   GPUS_PER_NODE        processes of a node with a GPU each [the GPUs in CUDA_VISIBLE_DEVICES, else all]; 0: one on the CPU
+#   PROCESSES_PER_GPU    [1]; 2 where preparing images, not the GPU, is the limit
+#   NNODES, NODE_RANK    number of nodes and which one this is [Slurm's SLURM_NNODES and SLURM_NODEID, else 1 and 0]: start
+#                        this script once on every node (srun --ntasks-per-node=1)
+#   LOG_DIR              one log per process [NAVSIM_EXP_ROOT/caching_logs/AGENT_SPLIT]
+#   NAVSIM_DEVKIT_ROOT   a NAVSIM checkout where NAVSIM is not importable
+set -euo pipefail
+case "${1:-}" in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
+HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+# shellcheck source=scripts/environment.sh
+source "$HERE/../environment.sh"
+
+DRY_RUN=false
+if [[ ${1:-} == --dry-run ]]; then
+    DRY_RUN=true
+    shift
+fi
+for argument in "$@"; do
+    [[ $argument != -* ]] || { echo "unknown option $argument (see --help)" >&2; exit 2; }
+done
+
+AGENT="${AGENT:-recogdrive_2b}"
+SPLIT="${SPLIT:-navtrain}"
+NNODES="${NNODES:-${SLURM_NNODES:-1}}"
+NODE_RANK="${NODE_RANK:-${SLURM_NODEID:-0}}"
+PROCESSES_PER_GPU="${PROCESSES_PER_GPU:-1}"
+for name in OPENSCENE_DATA_ROOT NUPLAN_MAPS_ROOT NAVSIM_EXP_ROOT; do
+    [[ -n ${!name:-} ]] || { echo "$name is not set (see --help)" >&2; exit 2; }
+done
+CACHE_PATH="${CACHE_PATH:-$NAVSIM_EXP_ROOT/${AGENT}_hidden_state_$SPLIT}"
+LOG_DIR="${LOG_DIR:-$NAVSIM_EXP_ROOT/caching_logs/${AGENT}_$SPLIT}"
+
+# The GPUs of this node as CUDA_VISIBLE_DEVICES names them: Slurm may have given this job some of them only.
+GPUS=()
+if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
+    IFS=, read -r -a GPUS <<<"$CUDA_VISIBLE_DEVICES"
+elif command -v nvidia-smi >/dev/null; then
+    mapfile -t GPUS < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || true)
+fi
+GPUS_PER_NODE="${GPUS_PER_NODE:-${#GPUS[@]}}"
+for name in NNODES NODE_RANK GPUS_PER_NODE PROCESSES_PER_GPU; do
+    [[ ${!name} =~ ^[0-9]+$ ]] || { echo "$name must be a whole number, found ${!name}" >&2; exit 2; }
+done
+if ((NODE_RANK >= NNODES)); then
+    echo "NODE_RANK=$NODE_RANK does not fit NNODES=$NNODES: ranks are 0 to $((NNODES - 1))" >&2
+    exit 2
+fi
+if ((PROCESSES_PER_GPU < 1)); then
+    echo "PROCESSES_PER_GPU must be at least 1" >&2
+    exit 2
+fi
+if ((GPUS_PER_NODE > ${#GPUS[@]})); then
+    echo "GPUS_PER_NODE=$GPUS_PER_NODE, but this node shows ${#GPUS[@]} GPUs (nvidia-smi, CUDA_VISIBLE_DEVICES)" >&2
+    exit 2
+fi
+PER_NODE=$((GPUS_PER_NODE > 0 ? GPUS_PER_NODE * PROCESSES_PER_GPU : PROCESSES_PER_GPU))
+
+find_navsim || { status=$?; [[ -z ${NAVSIM_MISSING:-} ]] || echo "$NAVSIM_MISSING" >&2; exit "$status"; }
+
+say "NAVSIM v$NAVSIM_MAJOR: dividing $SPLIT among $((NNODES * PER_NODE)) processes"
+SHARDS="$(python -m navsim_recogdrive.agents.log_shards --shards "$((NNODES * PER_NODE))" "train_test_split=$SPLIT" "$@")"
+mapfile -t SHARDS <<<"$SHARDS"
+
+$DRY_RUN || mkdir -p "$LOG_DIR"
+PIDS=() NAMES=()
+stop() {
+    trap - INT TERM
+    echo "stopping; run this script again to continue" >&2
+    ((${#PIDS[@]} == 0)) || kill "${PIDS[@]}" 2>/dev/null || true
+    wait
+    exit 130
+}
+trap stop INT TERM
+for ((process = 0; process < PER_NODE; process++)); do
+    shard=$((NODE_RANK * PER_NODE + process))
+    scenes="${SHARDS[shard]%%$'\t'*}"
+    logs="${SHARDS[shard]#*$'\t'}"
+    if ((scenes == 0)); then
+        say "Shard $shard has no scene: fewer logs than processes"
+        continue
+    fi
+    command=(
+        python "$NAVSIM_SCRIPT_ROOT/run_dataset_caching.py" "agent=$AGENT" "train_test_split=$SPLIT"
+        "experiment_name=caching_${AGENT}_$SPLIT/shard_$shard" "cache_path='$CACHE_PATH'" worker=sequential
+        force_cache_computation=false "$@" "train_test_split.scene_filter.log_names=$logs"
+    )
+    environment=()
+    ((GPUS_PER_NODE == 0)) || environment=("CUDA_VISIBLE_DEVICES=${GPUS[process / PROCESSES_PER_GPU]}")
+    log="$LOG_DIR/shard_$shard.log"
+    if $DRY_RUN; then
+        printf '%q ' env "${environment[@]}" "${command[@]}"
+        printf '>%q 2>&1\n' "$log"
+        continue
+    fi
+    say "Shard $shard: $scenes scenes${environment[0]:+, ${environment[0]}}, $log"
+    env "${environment[@]}" "${command[@]}" >"$log" 2>&1 &
+    PIDS+=($!) NAMES+=("$shard")
+done
+! $DRY_RUN || exit 0
+
+failed=()
+for index in "${!PIDS[@]}"; do
+    wait "${PIDS[index]}" || failed+=("${NAMES[index]}")
+done
+PIDS=()
+# What the processes say of scenes that could not be cached.
+for shard in "${NAMES[@]}"; do
+    sed -n '/scenes could not be cached/,/^[^ ]/p' "$LOG_DIR/shard_$shard.log" | grep -E 'could not be cached|^  ' || true
+done
+if ((${#failed[@]} > 0)); then
+    for shard in "${failed[@]}"; do
+        echo "Shard $shard failed; the end of $LOG_DIR/shard_$shard.log:" >&2
+        tail -n 5 "$LOG_DIR/shard_$shard.log" >&2
+    done
+    echo "${#failed[@]} of ${#NAMES[@]} processes failed; run this script again to continue" >&2
+    exit 1
+fi
+say "Done: $CACHE_PATH"

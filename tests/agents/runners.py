@@ -1,0 +1,104 @@
+"""NAVSIM's own, unmodified scripts as subprocesses, for every test of the whole road."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+ON_CPU = [
+    "trainer.params.accelerator=cpu",
+    "trainer.params.precision=32",
+    "dataloader.params.num_workers=1",
+    "dataloader.params.pin_memory=false",
+    "dataloader.params.batch_size=4",
+]
+EVERY_FRAME = "train_test_split.scene_filter.frame_interval=1"
+REPOSITORY = Path(__file__).parents[2]
+
+
+class Runners:
+    """Runs NAVSIM's scripts from an empty folder, as a user would; ``output`` is what the last one printed."""
+
+    def __init__(self, world: Path, vlm: Path, folder: Path) -> None:
+        import navsim.planning.script as script
+
+        from navsim_recogdrive.agents.compat import NAVSIM_MAJOR
+
+        self.major = NAVSIM_MAJOR
+        self.experiments = folder / "exp"
+        self.output = ""
+        self._scripts = Path(script.__file__).parent
+        self._cwd = folder / "elsewhere"
+        self._cwd.mkdir()
+        self._env = {
+            **os.environ,
+            "OPENSCENE_DATA_ROOT": str(world),
+            "NUPLAN_MAPS_ROOT": str(world / "maps"),
+            "NAVSIM_EXP_ROOT": str(self.experiments),
+            "PYTHONPATH": os.pathsep.join(path for path in (os.environ.get("PYTHONPATH"), str(REPOSITORY)) if path),
+            "NAVSIM_DEVKIT_ROOT": str(self._scripts.parents[2]),
+            "VLM_PATH": str(vlm),
+            "HYDRA_FULL_ERROR": "1",
+        }
+
+    def run(
+        self, script: str, *overrides: str, expect_failure: bool = False, prefix: tuple[str, ...] = (sys.executable,)
+    ) -> str:
+        done = subprocess.run(
+            [*prefix, str(self._scripts / script), *overrides],
+            cwd=self._cwd,
+            env=self._env,
+            capture_output=True,
+            text=True,
+        )
+        self.output = done.stdout + done.stderr
+        assert (done.returncode != 0) == expect_failure, self.output[-6000:]
+        return self.output
+
+    def cache_metrics(self) -> None:
+        """Fill the metric cache that :meth:`score` reads."""
+        setting = "metric_cache_path" if self.major >= 2 else "cache.cache_path"
+        self.run(
+            "run_metric_caching.py",
+            "train_test_split=test",
+            EVERY_FRAME,
+            "worker=sequential",
+            f"{setting}={self.experiments / 'metric_cache'}",
+        )
+
+    def score(self, agent: list[str], name: str) -> pd.DataFrame:
+        script = "run_pdm_score_one_stage.py" if self.major >= 2 else "run_pdm_score.py"
+        self.run(
+            script,
+            *agent,
+            "train_test_split=test",
+            EVERY_FRAME,
+            "worker=sequential",
+            f"experiment_name={name}",
+            f"metric_cache_path={self.experiments / 'metric_cache'}",
+        )
+        (table,) = (self.experiments / name).rglob("*.csv")
+        return pd.read_csv(table)
+
+    def submit(self, agent: list[str], name: str) -> dict[str, Any]:
+        """The trajectories of a submission, by scene token."""
+        overrides = [
+            *agent,
+            "train_test_split=test",
+            EVERY_FRAME,
+            f"experiment_name={name}",
+            *(f"{key}=test" for key in ("team_name", "authors", "email", "institution", "country")),
+        ]
+        if self.major >= 2:
+            overrides.append("+train_test_split.scene_filter.reactive_synthetic_initial_tokens=[]")
+        self.run("run_create_submission_pickle.py", *overrides)
+        (pickled,) = (self.experiments / name).rglob("submission.pkl")
+        content = pickle.loads(pickled.read_bytes())
+        predictions: dict[str, Any] = content["first_stage_predictions" if self.major >= 2 else "predictions"][0]
+        return predictions

@@ -1,0 +1,152 @@
+"""Metric caches: found after a move, refused where they cannot be used, and kept in memory within bounds."""
+
+from __future__ import annotations
+
+import lzma
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.navsim
+
+
+class NoSuchModule:
+    """Pickles to a call of a class that the reader does not have."""
+
+    def __reduce__(self) -> Any:
+        return (_of_another_version, ())
+
+
+def _of_another_version() -> None:
+    raise ModuleNotFoundError("No module named 'numpy._core.numeric'")
+
+
+@pytest.fixture
+def moved(metric_cache: Path, tmp_path: Path) -> Path:
+    """The metric caches in another place, where their table has never been."""
+    root = tmp_path / "moved"
+    shutil.copytree(metric_cache, root)
+    for table in (root / "metadata").glob("*.csv"):
+        table.write_text(table.read_text().replace(str(metric_cache), "/gone/metric_cache"))
+    return root
+
+
+def path_of(root: Path, token: str) -> Path:
+    (path,) = root.glob(f"*/*/{token}/metric_cache.pkl")
+    return path
+
+
+def rewrite(path: Path, content: Any) -> None:
+    path.write_bytes(lzma.compress(pickle.dumps(content), preset=0))
+
+
+def test_all_scenes_are_found_after_a_move(metric_cache: Path, moved: Path) -> None:
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder
+
+    here, there = MetricCacheFolder(metric_cache), MetricCacheFolder(moved)
+    assert len(here.tokens) > 5
+    assert there.tokens == here.tokens
+    token = here.tokens[0]
+    assert there.read(token).ego_state.rear_axle == here.read(token).ego_state.rear_axle
+    there.check(there.tokens)
+
+
+def test_tables_of_several_nodes_are_read(moved: Path) -> None:
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder
+
+    (table,) = (moved / "metadata").glob("*.csv")
+    lines = table.read_text().splitlines()
+    table.write_text("\n".join(lines[:4]))
+    table.with_name("metric_cache_metadata_node_1.csv").write_text("\n".join([lines[0], *lines[4:]]))
+    assert len(MetricCacheFolder(moved).tokens) == len(lines) - 1
+
+
+def test_missing_scenes_are_listed_in_order(moved: Path) -> None:
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, describe_missing
+
+    folder = MetricCacheFolder(moved)
+    first, second, third = folder.tokens[1:4]
+    path_of(moved, second).unlink()
+    path_of(moved, third).write_bytes(b"")
+    asked = ["unknown", first, second, third]
+    missing = folder.missing_tokens(asked)
+    assert missing == ["unknown", second, third]
+    said = describe_missing(missing, len(asked), moved)
+    assert said == f"3 of 4 scenes have no metric cache in {moved}: unknown, {second}, {third}"
+    assert describe_missing([str(i) for i in range(12)], 20, moved).endswith("8, 9 and 2 more")
+    with pytest.raises(KeyError, match="scene unknown has no metric cache"):
+        folder.read("unknown")
+
+
+def test_a_folder_that_is_none_is_refused(moved: Path, tmp_path: Path) -> None:
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, UnusableMetricCache
+
+    with pytest.raises(UnusableMetricCache, match=r"no metric cache folder .*nowhere: make it with"):
+        MetricCacheFolder(tmp_path / "nowhere")
+    with pytest.raises(UnusableMetricCache, match="or the run was interrupted"):
+        MetricCacheFolder(tmp_path)
+    for log in moved.glob("world-*"):
+        shutil.rmtree(log)
+    with pytest.raises(UnusableMetricCache, match=r"says that /gone/metric_cache/.* exists, but it does not"):
+        MetricCacheFolder(moved)
+
+
+def test_caches_of_another_version_are_refused_from_samples(moved: Path) -> None:
+    from navsim_recogdrive.agents.compat_pdm import OCCUPANCY_MAPS
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, UnusableMetricCache
+
+    folder = MetricCacheFolder(moved)
+    token, other = folder.tokens[:2]
+    cache = folder.read(token)
+    theirs = {41: 51, 51: 41}[OCCUPANCY_MAPS]
+    maps = cache.observation._occupancy_maps
+    cache.observation._occupancy_maps = (maps + maps)[:theirs]
+    rewrite(path_of(moved, token), cache)
+    with pytest.raises(UnusableMetricCache, match=f"it holds {theirs} occupancy maps where {OCCUPANCY_MAPS} belong"):
+        folder.check(folder.tokens)
+
+    del cache.centerline
+    rewrite(path_of(moved, token), cache)
+    with pytest.raises(UnusableMetricCache, match="it has no centerline"):
+        folder.read(token)
+
+    rewrite(path_of(moved, other), NoSuchModule())
+    with pytest.raises(UnusableMetricCache, match=r"written with numpy 2: read it with numpy 1\.26\.4"):
+        folder.read(other)
+
+
+def test_a_truncated_file_is_named(moved: Path) -> None:
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, UnusableMetricCache
+
+    folder = MetricCacheFolder(moved)
+    path = path_of(moved, folder.tokens[0])
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UnusableMetricCache, match=rf"{folder.tokens[0]}.*make it again"):
+        folder.read(folder.tokens[0])
+
+
+def test_memory_keeps_the_last_used_scenes(moved: Path) -> None:
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, SceneMemory
+
+    folder = MetricCacheFolder(moved)
+    prepared: list[Any] = []
+    memory = SceneMemory(folder, capacity=2, prepare=prepared.append)
+    a, b, c = folder.tokens[:3]
+    first = memory.get(a)
+    memory.get(b)
+    assert memory.get(a) is first
+    memory.get(c)  # b was not used for the longest time
+    assert len(memory) == 2
+    for token in (a, b, c):
+        os.unlink(path_of(moved, token))
+    assert memory.get(a) is first
+    memory.get(c)
+    with pytest.raises(ValueError, match=b):
+        memory.get(b)
+    assert len(prepared) == 3
+    with pytest.raises(ValueError, match="at least 1, found 0"):
+        SceneMemory(folder, capacity=0, prepare=prepared.append)

@@ -1,0 +1,214 @@
+from __future__ import annotations
+
+import math
+import time
+
+import numpy as np
+import pytest
+from copying_vlm import ANSWER_POSES, answer_text
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from navsim_recogdrive.vlm.answers import parse_trajectory
+from navsim_recogdrive.vlm.prompts import PromptProfile
+
+fast = settings(deadline=None, max_examples=60)
+POSES = "(+2.76, +0.08, +0.06), (+5.60, +0.31, +0.11), (+8.51, +0.71, +0.17), (+11.45, +1.31, +0.23), " + (
+    "(+14.41, +2.11, +0.29), (+17.38, +3.10, +0.34), (+20.35, +4.25, +0.38), (+23.34, +5.55, +0.42)"
+)
+EXPECTED = np.array([float(number.strip("() ")) for number in POSES.split(",")]).reshape(8, 3)
+
+
+def assert_poses(text: str, expected: np.ndarray = EXPECTED, outcome: str = "repaired", reason: str = "") -> None:
+    parsed = parse_trajectory(text)
+    assert parsed.poses is not None, parsed.reason
+    assert parsed.outcome == outcome, parsed
+    assert parsed.poses.shape == (8, 3)
+    assert parsed.poses.dtype == np.float32
+    np.testing.assert_allclose(parsed.poses, expected, atol=1e-4)
+    assert reason in parsed.reason
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"[PT, {POSES}]",
+        f"Here is the planning trajectory [PT, {POSES}].",
+        f"PT = [{POSES}]",
+        f"At (6.8, 0.0) m/s over 4 seconds, 8 poses at 2 Hz: [{POSES}], where 12 is 3, 4 and 5.",
+    ],
+)
+def test_whole_answers_are_exact(text):
+    assert_poses(text, outcome="exact")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"**PT, {POSES}",
+        f"**PT, {POSES}**",
+        f"[PT, {POSES}",
+        f"PT, {POSES}]",
+        f"Use [PT, ...] to encapsulate the trajectory.\n[PT, {POSES}",
+        "[PT, " + POSES.replace("(", "") + "]",
+        "[PT, " + POSES.replace(")", "") + "]",
+        "[PT, " + POSES.replace("(", "").replace(")", "") + "]",
+        POSES.replace("(", "").replace(")", "").replace("+", ""),
+        "PT = [" + POSES.replace("(", "[").replace(")", "]") + "]",
+        "PT: " + POSES.replace(", (", "; ("),
+        "\n".join("{}. ({:.2f}, {:.2f}, {:.2f})".format(k + 1, *pose) for k, pose in enumerate(EXPECTED)),
+        "\n".join("{}. {:.2f}, {:.2f}, {:.2f}".format(k + 1, *pose) for k, pose in enumerate(EXPECTED)),
+        "\n".join("{:.2f} {:.2f} {:.2f}".format(*pose) for pose in EXPECTED),
+        ", ".join(
+            "t+{:.1f}s: (x: {:.2f}, y: {:.2f}, heading: {:.2f})".format(0.5 * k + 0.5, *pose)
+            for k, pose in enumerate(EXPECTED)
+        ),
+        "\n".join("{:.1f} s: {:.2f} m, {:.2f}m, {:.2f} rad".format(k / 2, *pose) for k, pose in enumerate(EXPECTED)),
+        "[" + ", ".join('{{"x": {}, "y": {}, "heading": {}}}'.format(*pose) for pose in EXPECTED) + "]",
+        POSES.replace("+", "\N{MINUS SIGN}").replace("\N{MINUS SIGN}", "+"),
+        f"From t-3 on the car drove well. PT, {POSES}",
+        f"The car drives at 6.8 m/s, 12 m behind 2 cars (3.0, 1.0, 0.1), so: {POSES}. It stays 1.5, 2.0, 2.5 m away.",
+    ],
+)
+def test_other_notations_are_read(text):
+    assert_poses(text)
+
+
+def test_minus_signs_of_typographers():
+    text = "[PT, " + POSES.replace("+", "-").replace("(-", "(+").replace("-", "\N{MINUS SIGN}") + "]"
+    assert_poses(text, EXPECTED * [1, -1, -1])
+
+
+def test_too_many_poses():
+    assert_poses(f"[PT, {POSES}, (+26.30, +7.00, +0.45), (+29.30, +8.50, +0.45)]", reason="10 poses, the first 8 taken")
+
+
+@pytest.mark.parametrize("count", [4, 5, 6, 7])
+def test_too_few_poses_are_continued(count):
+    text = "[PT, " + ", ".join("({:.2f}, {:.2f}, {:.2f})".format(*pose) for pose in EXPECTED[:count]) + "]"
+    continued = EXPECTED.copy()
+    for k in range(count, 8):
+        continued[k, :2] = 2 * continued[k - 1, :2] - continued[k - 2, :2]
+        continued[k, 2] = continued[k - 1, 2]
+    assert_poses(text, continued, reason=f"{count} poses, continued")
+
+
+@pytest.mark.parametrize("end", range(len("[PT, ") + 5 * 23, len(f"[PT, {POSES}]")))
+def test_wherever_an_answer_is_cut_off_whole_poses_are_kept(end):
+    parsed = parse_trajectory(f"[PT, {POSES}]"[:end])
+    assert parsed.outcome == "repaired"
+    whole = max(4, f"[PT, {POSES}]"[:end].count(")"))
+    np.testing.assert_allclose(parsed.poses[:whole], EXPECTED[:whole], atol=1e-5)
+    np.testing.assert_allclose(parsed.poses, EXPECTED, atol=1.5)  # continued; never a half number as a pose
+
+
+def test_missing_headings_follow_the_motion():
+    angles = np.linspace(0.05, 0.4, 8)
+    ends = np.cumsum(3 * np.stack([np.cos(angles), np.sin(angles)], axis=1), axis=0)
+    text = "[PT, " + ", ".join("({:.4f}, {:.4f})".format(*pose) for pose in ends) + "]"
+    assert_poses(text, np.column_stack([ends, angles]), reason="missing headings")
+    one = POSES.replace("(+17.38, +3.10, +0.34)", "(+17.38, +3.10)")
+    direction = math.atan2(3.10 - 2.11, 17.38 - 14.41)
+    assert_poses(f"[PT, {one}]", np.where(EXPECTED == 0.34, direction, EXPECTED), reason="missing headings")
+
+
+def test_a_car_that_stands_keeps_its_missing_heading():
+    assert_poses("[PT, " + ", ".join(["(0.01, 0.05)"] * 8) + "]", np.tile([0.01, 0.05, 0.0], (8, 1)))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_repeated_history_is_left_out(labelled):
+    past = ["(-10.23, 0.0, 0.0)", "(-6.81, 0.0, 0.0)", "(-3.40, 0.0, 0.0)", "(0.0, 0.0, 0.0)"]
+    if labelled:
+        past = [f"t-{3 - k}: {pose}" for k, pose in enumerate(past)]
+    assert_poses(", ".join(past) + ", " + POSES, reason="history left out")
+    assert_poses(f"History: {' '.join(past)}\n   Plan: [PT, {POSES}]", outcome="exact")
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "0 poses found, at least 4 needed"),
+        ("I cannot help with that.", "0 poses found"),
+        ("[PT, (+2.76, +0.08, +0.06), (+5.60, +0.31, +0.11), (+8.51, +0.71, +0.17)]", "3 poses found"),
+        ("[PT, " + ", ".join(["(0.5, 1.0, 0.0, 0.1)"] * 8) + "]", "4 numbers together"),
+        (f"[PT, {POSES}]".replace("+2.76", "nan"), "not finite"),
+        (f"[PT, {POSES}]".replace("+2.76", "1e999"), "not finite"),
+        (f"[PT, {POSES}]".replace("+23.34", "+250.01"), "a coordinate of 250 m is implausible"),
+        (f"[PT, {POSES}]".replace("+0.42", "+6.29"), "a heading of 6.29 rad is implausible"),
+        (f"[PT, {POSES}]".replace("+23.34", "+83.34"), "a step of 63 m in half a second is implausible"),
+        ("[PT, (0, 0, 1e999), " + "(1, 0), " * 7, "not finite"),
+        ("[PT, (1e308, 0), (-1e308, 0), (1e308, 0), (-1e308, 0)", "a coordinate of 1e+308 m is implausible"),
+        ("[PT, " + ", ".join(f"({45 * k}, 0, 0)" for k in range(1, 6)), "a coordinate of 360 m is implausible"),
+        ("t-3: (-10.2, 0, 0) t-2: (-6.8, 0, 0) t-1: (-3.4, 0, 0) t-0: (0, 0, 0)", "0 poses found"),
+    ],
+)
+def test_no_plan(text, reason):
+    parsed = parse_trajectory(text)
+    assert parsed.outcome == "unparsed"
+    assert parsed.poses is None
+    assert reason in parsed.reason
+
+
+def test_a_passage_behind_pt_comes_before_a_longer_one():
+    draft = ", ".join(["(1.0, 0.0, 0.0)"] * 8)
+    assert_poses(f"Draft: {draft}. Final answer PT {POSES}")
+
+
+numbers = st.floats(-99, 99)
+trajectories = st.lists(st.tuples(numbers, numbers, st.floats(-3, 3)), min_size=8, max_size=8).map(
+    # steps of at most 40 m
+    lambda steps: np.column_stack([np.cumsum(np.array(steps)[:, :2] / 4, axis=0), np.array(steps)[:, 2]])
+)
+
+
+@pytest.mark.parametrize("name", ["published", "three_cameras"])
+@fast
+@given(poses=trajectories)
+def test_what_profiles_write_is_read_to_the_written_precision(tokenizer, name, poses):
+    parsed = parse_trajectory(PromptProfile.load(name).answer_text(tokenizer, poses))
+    assert parsed.outcome == "exact"
+    np.testing.assert_allclose(parsed.poses, poses, atol=0.0151)  # up to 0.01 is written as zero, 0.015 rounds to it
+
+
+@fast
+@given(st.text() | st.text(alphabet="0123456789+-.,;:()[]{} \nePTxyhtnaifs\N{MINUS SIGN}\N{ARABIC-INDIC DIGIT ONE}"))
+def test_no_text_raises(text):
+    parsed = parse_trajectory(text)
+    assert (parsed.poses is None) == (parsed.outcome == "unparsed")
+    assert bool(parsed.reason) == (parsed.outcome != "exact")
+    if parsed.poses is not None:
+        assert parsed.poses.shape == (8, 3)
+        assert np.isfinite(parsed.poses).all()
+
+
+@fast
+@given(kept=st.lists(st.booleans(), min_size=18, max_size=18))
+def test_any_brackets_may_be_dropped(kept):
+    keep = iter(kept)
+    text = "".join(c for c in answer_text() if c not in "()[]" or next(keep))
+    assert_poses(text, ANSWER_POSES, outcome="exact" if all(kept) else "repaired")
+
+
+WORDS = "the car at 8 slows 3.5 m/s (6.8, 0.0) , 12 : [ 1 ] 2, 4 and ( so ."
+prose = st.lists(st.sampled_from([*WORDS.split(), "\n"]))
+
+
+@fast
+@given(before=prose, after=prose, brackets=st.booleans())
+def test_noise_around_the_answer_is_ignored(before, after, brackets):
+    answer = answer_text() if brackets else answer_text().replace("[", "").replace("]", "")
+    text = f"{' '.join(before)} {answer} {' '.join(after)}"
+    assert_poses(text, ANSWER_POSES, outcome="exact" if brackets else "repaired")
+
+
+@pytest.mark.parametrize(
+    "piece",
+    ["[", "(", "9", "-", ".", "t-1", "1.", " ", "\n", " \n", "1e", "((1", "PT ", "nan", "0.5s", "[PT, (1, 1, 1), "],
+)
+def test_time_is_linear_in_the_length(piece):
+    text = (piece * (100_000 // len(piece) + 1))[:100_000] + "x"
+    start = time.process_time()
+    parse_trajectory(text)
+    # Measured: 0.01 to 0.4 s. With one quadratic repetition in the patterns: above 10 s.
+    assert time.process_time() - start < 4
