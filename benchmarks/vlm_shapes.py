@@ -10,7 +10,7 @@ import torch
 from transformers import InternVLModel
 
 from navsim_recogdrive.vlm.attention import kernel_name
-from navsim_recogdrive.vlm.internvl import InternVL, _native_config
+from navsim_recogdrive.vlm.internvl import InternVL, native_config
 from navsim_recogdrive.vlm.internvl_config import InternVLArchitecture, read_hub_internvl
 
 
@@ -97,7 +97,7 @@ class RandomInternVL(InternVL):
 
     def __init__(self, shape: Shape, image_token_id: int, dtype: torch.dtype, device: str, attention: str) -> None:
         self.architecture: InternVLArchitecture = read_hub_internvl(Path("config.json"), shape.config())
-        config = _native_config(self.architecture, image_token_id)
+        config = native_config(self.architecture, image_token_id)
         with torch.device(device):
             self.model = InternVLModel._from_config(config, attn_implementation=kernel_name(attention), dtype=dtype)
         self.model.requires_grad_(False).eval()

@@ -3,6 +3,8 @@
 #
 #   bash scripts/test.sh [PYTEST ARGUMENTS]
 #
+# One process per core (TEST_PROCESSES=N for another number, 0 for none); a file's tests stay together.
+#
 # Tests marked "navsim" run against the NAVSIM that is importable, or NAVSIM_DEVKIT_ROOT; where there is none they skip,
 # saying so. To run them against further versions, name their checkouts:
 #
@@ -32,11 +34,13 @@ case $status in
     1) say "$NAVSIM_MISSING: tests marked navsim will skip" ;;
     *) exit "$status" ;;
 esac
-python -m pytest "$@"
+parallel=(-n "${TEST_PROCESSES:-auto}" --dist loadfile)
+python -m pytest "${parallel[@]}" "$@"
 
 if [[ -n ${NAVSIM_V1_DEVKIT_ROOT:-} ]]; then
     say "The navsim tests once more, with $NAVSIM_V1_DEVKIT_ROOT"
     status=0
-    PYTHONPATH="$NAVSIM_V1_DEVKIT_ROOT${PYTHONPATH:+:$PYTHONPATH}" python -m pytest -m navsim "$@" || status=$?
+    PYTHONPATH="$NAVSIM_V1_DEVKIT_ROOT${PYTHONPATH:+:$PYTHONPATH}" \
+        python -m pytest -m navsim "${parallel[@]}" "$@" || status=$?
     [[ $status -eq 0 || $status -eq 5 ]] || exit "$status" # 5: the arguments selected no navsim test
 fi

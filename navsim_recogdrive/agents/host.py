@@ -49,7 +49,11 @@ class HostRun:
 
 def running_training() -> bool:
     """Whether this process is NAVSIM's ``run_training.py``."""
-    return HydraConfig.initialized() and HydraConfig.get().job.name == "run_training"
+    if not HydraConfig.initialized():
+        return False
+    # Lightning starts the other ranks of a run that torchrun did not start, and renames their jobs.
+    name = HydraConfig.get().job.name
+    return name == "run_training" or name.startswith("train_ddp_process_")
 
 
 def check_training(host: HostRun, config: PolicyConfig) -> None:

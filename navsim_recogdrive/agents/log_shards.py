@@ -2,9 +2,9 @@
 
     python -m navsim_recogdrive.agents.log_shards --shards 8 train_test_split=navtrain [HYDRA OVERRIDES]
 
-prints one line per shard: its number of scenes, a tab, and its logs as a Hydra list. The split, its filter and its paths
-come from NAVSIM's own configuration, and its own SceneLoader counts the scenes. The same input gives the same shards on
-every node.
+prints one line per shard: its number of scenes, a tab, and its logs as a Hydra list. The split, its filter and its
+paths come from NAVSIM's own configuration, and its own SceneLoader counts the scenes. The same input gives the same
+shards on every node.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
 from hydra.utils import instantiate
 from tqdm import tqdm
 
@@ -127,7 +128,7 @@ def main() -> int:
     try:
         for shard in balance(scenes_per_log(overrides, options.workers), options.shards):
             print(f"{shard.scenes}\t{shard.override}")
-    except (CannotShard, FileNotFoundError) as error:
+    except (CannotShard, FileNotFoundError, HydraException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0

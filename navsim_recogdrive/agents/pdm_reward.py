@@ -86,6 +86,11 @@ class PDMReward:
             self._pool = RewardPool(scoring, settings.workers, settings.worker_timeout_s)
         self._reported: set[str] = set()
 
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the worker processes."""
+        return [] if self._pool is None else self._pool.process_ids
+
     def missing_tokens(self, tokens: Sequence[str]) -> list[str]:
         """Scenes that have no metric cache on disk, in order."""
         return self.caches.missing_tokens(tokens)

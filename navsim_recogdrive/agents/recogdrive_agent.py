@@ -36,7 +36,8 @@ from navsim_recogdrive.policy.cached_backbone import SceneNotCached, open_evalua
 from navsim_recogdrive.policy.callbacks import training_callbacks
 from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig, build_settings
 from navsim_recogdrive.policy.joint import CarriedVLM, OwnBackbone, TrainableVLM, check_base_vlm, read_trained_vlm
-from navsim_recogdrive.policy.objective import ImitationObjective
+from navsim_recogdrive.policy.memory_advice import MemoryAdvice
+from navsim_recogdrive.policy.objective import ImitationObjective, Objective
 from navsim_recogdrive.policy.optimization import lightning_optimizers
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
 from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
@@ -113,7 +114,7 @@ class ReCogDriveAgent(AbstractAgent):
             self.vlm = CarriedVLM(trained)
         self._backbone = backbone
         self._policy = ReCogDrivePolicy(self.action_head, backbone, self.config.sampling)
-        self._objective = ImitationObjective(self._policy, self.config.imitation)
+        self._objective: Objective = ImitationObjective(self._policy, self.config.imitation)
         self._failed = failed_scenes(self._host, self.config)
 
     def name(self) -> str:
@@ -127,6 +128,7 @@ class ReCogDriveAgent(AbstractAgent):
             InvalidSetting: without a checkpoint, without a VLM or a cache of one, or with another VLM or prompt than
                 the checkpoint's planner was trained with.
             CacheIdentityError: if the cache to plan from was made by another VLM.
+            VLMCheckpointError: if the VLM cannot be loaded.
         """
         if self._checkpoint_path is None:
             raise InvalidSetting(
@@ -143,6 +145,8 @@ class ReCogDriveAgent(AbstractAgent):
             )
         else:
             check_remembered_vlm(self._checkpoint_path, self._backbone.identity())
+            # Now: what fails in compute_trajectory the runners report scene by scene, and go on.
+            self._backbone.load()
         self.action_head.to(resolve_device(self.config.device))
         self.eval()
 
@@ -209,4 +213,5 @@ class ReCogDriveAgent(AbstractAgent):
     def get_training_callbacks(self) -> list[pl.Callback]:
         """Checkpoints (last and best), learning rate, validation displacement, and a check of the trainer's recipe."""
         vlm = vlm_of_run(self._host, self.config, self._backbone)
-        return training_callbacks(self._objective.displacement, vlm)
+        advice = MemoryAdvice(self.config.vlm.training != "frozen", self.config.vlm.gradient_checkpointing)
+        return [*training_callbacks(self._objective.displacement, vlm), advice]

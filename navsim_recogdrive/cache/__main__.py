@@ -154,7 +154,8 @@ def estimate(options: argparse.Namespace) -> int:
         print(f"  {what:16} {1e3 * seconds:9.1f} ms")
     print(f"  {'disk':16} {found.scene_bytes / 1e6:9.2f} MB")
     print(f"{scenes} scenes: {_size(needed)} ({_size(free)} free in {folder})")
-    print(f"  {hours:.1f} hours with {processes} process{'es' if processes > 1 else ''}, one per GPU")
+    took = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
+    print(f"  {took} with {processes} process{'es' if processes > 1 else ''}, one per GPU")
     if needed > free:
         print(
             "  the disk is too small" + (": agent.cache_mode=int8 takes about half" if options.mode != "int8" else "")
@@ -200,8 +201,8 @@ def _parser() -> argparse.ArgumentParser:
         help="copy a cache into another mode, or one of other software",
         description="Copy a cache into another mode, or, with --source-file and --source-key, one that other software "
         "made (SOURCE/LOG/TOKEN/FILE.gz, gzipped pickles of dicts of tensors). Training needs past poses, ego status "
-        "and trajectory too: name them if the source holds them. A cache of other software holds no scene keys, so it can "
-        "be trained from but not evaluated from.",
+        "and trajectory too: name them if the source holds them. A cache of other software holds no scene keys, so it "
+        "can be trained from but not evaluated from.",
     )
     one.add_argument("source", type=Path)
     one.add_argument("target", type=Path, help="a new folder, or one where a conversion was interrupted")
@@ -303,7 +304,7 @@ def _print_report(kind: str, report: ScanReport, full: bool) -> None:
     print(f"  {kind}: {report.scenes} scenes are whole ({'full' if full else 'quick'} scan)")
     for (mode, length, features), count in sorted(report.states.items()):
         print(f"    {count} of {length} x {features} in mode {mode}")
-    for name, size in report.file_bytes.items():
+    for name, size in sorted(report.file_bytes.items(), key=lambda item: -item[1]):
         print(f"    {name:28} {_size(size)}")
     if report.incomplete:
         print(f"    {len(report.incomplete)} lack files and are not used; caching again completes them")
@@ -330,8 +331,8 @@ def _plain(report: ScanReport) -> dict[str, Any]:
 
 def _print_conversion(report: ConversionReport, options: argparse.Namespace) -> int:
     print(
-        f"{report.converted} scenes converted to {options.mode} in {options.target}, {report.skipped} were there already "
-        f"({_size(report.source_bytes)} became {_size(report.target_bytes)})"
+        f"{report.converted} scenes converted to {options.mode} in {options.target}, {report.skipped} were there "
+        f"already ({_size(report.source_bytes)} became {_size(report.target_bytes)})"
     )
     if report.rounded:
         print(f"{report.rounded} of them held values finer than bf16; mode fp32 keeps them")

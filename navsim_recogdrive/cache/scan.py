@@ -159,7 +159,12 @@ def remove(findings: Sequence[Finding], settle_s: float = SETTLE_S) -> list[Find
         The findings whose files were deleted.
     """
     start = time.time()
-    waiting = [finding for finding in findings if abs(start - finding.modified_ns / 1e9) < settle_s]
+    waiting = [
+        finding
+        for finding in findings
+        # The others are whole files, which nobody is writing.
+        if finding.kind in (DAMAGED, PARTIAL) and abs(start - finding.modified_ns / 1e9) < settle_s
+    ]
     removed = [finding for finding in findings if finding not in waiting and _remove(finding)]
     if waiting:
         logger.info(
@@ -207,7 +212,7 @@ def _scan_scene(folder: Path, layout: Layout, full: bool, identity: CacheIdentit
     for name, stat in found.items():
         report.file_bytes[names[name]] += stat.st_size
         path = folder / name
-        whole = full or last is None or stat.st_mtime_ns > last.st_mtime_ns
+        whole = last is None or stat.st_mtime_ns > last.st_mtime_ns
         try:
             if names[name] == layout.hidden_state:
                 _check_hidden_state(path, stat.st_size, full, identity, report)
@@ -232,7 +237,7 @@ class _Foreign(ValueError):
 
 
 def _check_file(path: Path, size: int, full: bool, whole: bool) -> None:
-    if not (whole or size <= _SMALL_BYTES):
+    if not (full or whole or size <= _SMALL_BYTES):
         return
     content = read_content(path)
     refuse_failed(path, content)

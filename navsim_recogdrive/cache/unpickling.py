@@ -15,6 +15,7 @@ import torch
 from navsim_recogdrive.cache.stored import DamagedFeature
 
 _ADMITTED = {
+    ("_codecs", "encode"),
     ("collections", "OrderedDict"),
     ("torch", "Size"),
     ("torch", "device"),

@@ -77,19 +77,23 @@ class ValidationDisplacement(pl.Callback):
         pl_module.log("val/fde", sums[1] / sums[2], sync_dist=True)
 
 
-def training_callbacks(displacement: ValidationDisplacement, vlm: CacheIdentity | None = None) -> list[pl.Callback]:
+def training_callbacks(
+    displacement: ValidationDisplacement, vlm: CacheIdentity | None = None, *, best_score: str | None = None
+) -> list[pl.Callback]:
     """Recipe check, noise per rank, validation displacement, learning-rate monitor, best and last checkpoint.
 
     Args:
         displacement: of the objective.
         vlm: what the hidden states come from, for the checkpoints to remember; ``None`` where that is not known.
+        best_score: logged value whose largest is the best checkpoint; ``None``: the smallest ``val/loss`` is.
     """
+    monitor, mode = ("val/loss_epoch", "min") if best_score is None else (best_score, "max")
     return [
         *([] if vlm is None else [RememberVLM(vlm)]),
         RecipeCheck(),
         NoisePerRank(),
         displacement,
         LearningRateMonitor(logging_interval="epoch"),
-        ModelCheckpoint(filename="best-{epoch:03d}", monitor="val/loss_epoch", mode="min", save_top_k=1),
+        ModelCheckpoint(filename="best-{epoch:03d}", monitor=monitor, mode=mode, save_top_k=1),
         ModelCheckpoint(filename="last", save_top_k=1, enable_version_counter=False),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,6 +20,20 @@ VALIDATION_SEED = 0
 VALIDATION_DRAWS = 8
 """Validation draws this many (noise, timestep) pairs per scene, from the scene's own seed: the same in every epoch,
 batch size and number of ranks, so that its loss curve compares like with like."""
+
+
+class Objective(Protocol):
+    """What an agent trains its planner by: predictions of a batch, and their loss."""
+
+    displacement: ValidationDisplacement
+
+    def predict(self, features: dict[str, Tensor]) -> dict[str, Any]:
+        """What :meth:`loss` needs of a batch; when the planner is not in training mode also ``trajectory``."""
+        ...
+
+    def loss(self, features: dict[str, Tensor], targets: dict[str, Any], predictions: dict[str, Any]) -> Tensor:
+        """Loss of a batch, scalar float32."""
+        ...
 
 
 class InvalidFeature(ValueError):

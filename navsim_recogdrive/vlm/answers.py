@@ -27,6 +27,11 @@ LARGEST_HEADING_RAD = 2 * math.pi
 LARGEST_STEP_M = 50.0
 """Farthest from one pose to the next, the present one included: 0.5 s at 360 km/h."""
 
+LARGEST_REVERSE_STEP_M = 5.0
+"""Farthest backwards, along a pose's own heading, from the pose before it: 0.5 s at 36 km/h in reverse."""
+
+_STANDING_M = 0.1
+
 Outcome = Literal["exact", "repaired", "unparsed"]
 
 
@@ -67,6 +72,7 @@ _TOKEN = re.compile(
     re.MULTILINE | re.IGNORECASE,
 )
 _MARK = "pt"
+_WRITTEN_MARK = re.compile(r"(?<!\w)PT(?!\w)")
 _COORDINATES = frozenset({"x", "y", "h", "yaw", "theta", "psi", "heading", "m", "rad", "meters", "metres", "radians"})
 """Words that may stand between the numbers of a pose."""
 _LABELS = frozenset({"t", "s", "sec", "seconds", "step", "point", "pose", "waypoint", "p", _MARK, "at", "and"})
@@ -78,12 +84,23 @@ _Pose = tuple[float, float, float | None]
 
 @dataclass
 class _Run:
-    """Numbers that stand together."""
+    """Numbers that stand together; ``tight`` tells which neighbours have nothing but a comma between them."""
 
     numbers: list[float] = field(default_factory=list)
     decimals: list[int] = field(default_factory=list)
+    tight: list[bool] = field(default_factory=list)
     closed: bool = False
     history: bool = False
+
+    @property
+    def decimal_commas(self) -> bool:
+        """Whether it reads like ``1,20; 0,05`` or ``1,20, 0,05, 0,01``, pairs of digits that a comma makes a number."""
+        if any(self.decimals) or not self.tight:
+            return False
+        pairs = [place % 2 == 0 for place in range(len(self.tight))]
+        if len(self.tight) == 1:
+            return self.tight == pairs and not self.closed
+        return len(self.tight) % 2 == 1 and (self.tight == pairs or (self.closed and self.tight == [True] * 5))
 
 
 @dataclass
@@ -106,19 +123,25 @@ class _Candidate:
 def parse_trajectory(text: str) -> ParsedAnswer:
     """Read the planned trajectory out of a VLM's answer; never raises, whatever the text.
 
-    The first eight poses in the trained form are taken as they stand. Otherwise the best passage of numbers is read:
-    one behind ``PT`` before others, then the first with eight poses, then the longest. Poses labelled ``t-k`` and a
-    repeated history are left out; of more than eight poses the first eight count; fewer, but at least four, are
+    Where ``PT`` is written, only what follows its first mention counts. The first eight poses in the trained form are
+    taken as they stand. Otherwise the best passage of numbers is read: one behind ``PT`` before others, then the first
+    with eight poses, then the longest. Poses labelled ``t-k`` and a repeated history (four poses that come from behind
+    and end at the origin) are left out; of more than eight poses the first eight count; fewer, but at least four, are
     continued by the last step at the last heading; missing headings follow the motion. A plan with a number that is
-    not finite, a coordinate beyond 250 m, a heading beyond 2 pi or a step beyond 50 m is no plan.
+    not finite, a coordinate beyond 250 m, a heading beyond 2 pi, a step beyond 50 m or one of more than 5 m backwards
+    is no plan. Numbers with decimal commas (``1,20; 0,05``) are not read: they cannot be told from pairs for certain.
 
     Args:
         text: the whole answer.
     """
-    if exact := _EXACT.search(text):
+    mark = _WRITTEN_MARK.search(text)
+    text = text[max(mark.start() - 1, 0) :] if mark else text  # with the bracket before it
+    for exact in _EXACT.finditer(text):
         numbers = [float(number) for number in _NUMBERS.findall(exact[1])]
         poses = np.array(numbers).reshape(HORIZON_POSES, 3)
-        if problem := _implausible(poses):
+        if _begins_with_history([(x, y, heading) for x, y, heading in poses.tolist()]):
+            continue
+        if problem := _implausible(poses) or _reversing(poses):
             return ParsedAnswer(None, "unparsed", problem)
         return ParsedAnswer(poses.astype(np.float32), "exact")
     try:
@@ -131,7 +154,8 @@ def parse_trajectory(text: str) -> ParsedAnswer:
 
 def _passages(text: str) -> list[_Passage]:
     passages = [_Passage()]
-    run, history = _Run(), False
+    run, history, end = _Run(), False, 0
+    text = text.replace("\N{MINUS SIGN}", "-")
 
     def end_run(closed: bool = False) -> None:
         nonlocal run, history
@@ -140,10 +164,13 @@ def _passages(text: str) -> list[_Passage]:
             passages[-1].runs.append(run)
             run, history = _Run(), False
 
-    for token in _TOKEN.finditer(text.replace("\N{MINUS SIGN}", "-")):
+    for token in _TOKEN.finditer(text):
         kind, written = token.lastgroup, token[0].lower()
         if kind in ("number", "infinite"):
             number = token[kind]
+            if run.numbers:
+                run.tight.append(text[end : token.start()] == ",")
+            end = token.end()
             run.numbers.append(float(number))
             run.decimals.append(len(number.partition(".")[2]))
         elif kind == "word" and written.rstrip("0123456789_") in _COORDINATES:
@@ -163,6 +190,9 @@ def _poses(passage: _Passage) -> _Candidate:
     """The poses of a passage; stops where numbers no longer group into poses."""
     runs = [run for run in passage.runs if len(run.numbers) > 1]  # a number by itself counts or labels something
     found = _Candidate(passage.marked)
+    if any(run.decimal_commas for run in runs):
+        found.repairs.append("decimal commas, where numbers are written with a point")
+        return found
     if any(run.history for run in runs):
         found.repairs.append("history left out")
         runs = [run for run in runs if not run.history]
@@ -189,20 +219,24 @@ def _poses(passage: _Passage) -> _Candidate:
         bracketed = any(other.closed for other in runs)
         if cut_off and bracketed and with_headings and len(numbers) == 3 and run.decimals[2] < run.decimals[1]:
             found.poses.pop()
-    if any(heading is None for *_, heading in found.poses):
-        found.repairs.append("missing headings taken from the motion")
     if _begins_with_history(found.poses):
         found.repairs.append("history left out")
         del found.poses[:HISTORY_POSES]
+    if any(heading is None for *_, heading in found.poses):
+        found.repairs.append("missing headings taken from the motion")
     return found
 
 
 def _begins_with_history(poses: Sequence[_Pose]) -> bool:
-    """Whether more than eight poses begin with four that come from behind and end where the car is."""
-    past, present = poses[: HISTORY_POSES - 1], poses[HISTORY_POSES - 1 : HISTORY_POSES]
+    """Whether poses begin with four that come from behind, or stand still, and end where the car is.
+
+    Eight poses or fewer that stand still, to the tremor of what models write, are the plan of a car that stands.
+    """
+    past, present = [x for x, *_ in poses[: HISTORY_POSES - 1]], poses[HISTORY_POSES - 1 : HISTORY_POSES]
     return (
-        len(poses) > HORIZON_POSES
-        and all(x <= 0 for x, *_ in past)
+        len(poses) >= HISTORY_POSES
+        and all(x <= 0 for x in past)
+        and (len(poses) > HORIZON_POSES or (past == sorted(past) and past[0] < -_STANDING_M))
         and all(x == y == 0 and not heading for x, y, heading in present)
     )
 
@@ -236,7 +270,7 @@ def _read(candidate: _Candidate) -> tuple[NDArray[np.float64], list[str]]:
         repairs.append(f"{count} poses, continued at the last speed and heading")
         step = np.append(poses[-1, :2] - poses[-2, :2], 0.0)
         poses = np.concatenate([poses, poses[-1] + step * np.arange(1, HORIZON_POSES - count + 1)[:, None]])
-    if problem := _implausible(poses):
+    if problem := _implausible(poses) or _reversing(poses):
         raise _NoPlan(problem)
     return poses, repairs
 
@@ -264,4 +298,13 @@ def _implausible(poses: NDArray[np.float64]) -> str | None:
     steps = np.diff(poses[:, :2], axis=0, prepend=0.0)
     if (step := np.hypot(*steps.T).max()) > LARGEST_STEP_M:
         return f"a step of {step:.4g} m in half a second is implausible"
+    return None
+
+
+def _reversing(poses: NDArray[np.float64]) -> str | None:
+    """What speaks against poses ``[N, 3]`` whose values are plausible as the way of a car."""
+    steps = np.diff(poses[:, :2], axis=0, prepend=0.0)
+    backwards = -(steps[:, 0] * np.cos(poses[:, 2]) + steps[:, 1] * np.sin(poses[:, 2])).min()
+    if backwards > LARGEST_REVERSE_STEP_M:
+        return f"a step of {backwards:.4g} m backwards in half a second is implausible"
     return None

@@ -16,12 +16,11 @@ from navsim_recogdrive.vlm import language
 from navsim_recogdrive.vlm.family import Family, ImageRows
 from navsim_recogdrive.vlm.identity import VLMIdentity
 from navsim_recogdrive.vlm.preparation import PAD_TOKEN, PromptTooLong, ScenePreparation, VLMInputs
-from navsim_recogdrive.vlm.prompts import PromptProfile
 
 __all__ = ["PAD_TOKEN", "Backbone", "PromptTooLong", "VLMInputs", "VLMOutOfMemory"]
 
 
-class VLMOutOfMemory(RuntimeError):
+class VLMOutOfMemory(MemoryError):
     """The GPU's memory does not hold what was asked of the VLM; says which setting lowers it."""
 
 
@@ -46,37 +45,21 @@ class Backbone:
         autocast: dtype that a trainable model computes in where its parameters are kept in another; ``None`` for none.
     """
 
-    def __init__(
-        self,
-        family: Family,
-        tokenizer: Any,
-        profile: PromptProfile,
-        identity: VLMIdentity,
-        *,
-        cameras: Sequence[str],
-        max_tiles: int,
-    ) -> None:
+    def __init__(self, family: Family, preparation: ScenePreparation, identity: VLMIdentity) -> None:
         self.family = family
-        self.tokenizer = tokenizer
-        self.profile = profile
-        self.cameras = tuple(cameras)
-        self.max_tiles = max_tiles
+        self.preparation = preparation
+        self.tokenizer = preparation.tokenizer
+        self.profile = preparation.profile
+        self.cameras = preparation.cameras
+        self.max_tiles = preparation.max_tiles
         self.hidden_size = identity.hidden_size
         self.hidden_length = identity.hidden_length
         self.fingerprint = identity.fingerprint
         self.trainable = False
         self.autocast: torch.dtype | None = None
-        self.preparation = ScenePreparation(
-            family.architecture,
-            tokenizer,
-            profile,
-            cameras=cameras,
-            max_tiles=max_tiles,
-            hidden_length=identity.hidden_length,
-        )
-        self._image_token_id = self.preparation.image_token_id
-        self._pad_token_id = self.preparation.pad_token_id
-        self._prefix_ids = self.preparation.prefix_ids
+        self._image_token_id = preparation.image_token_id
+        self._pad_token_id = preparation.pad_token_id
+        self._prefix_ids = preparation.prefix_ids
         self._constants: tuple[language.Prefix, Tensor] | None = None
 
     @property
@@ -227,11 +210,14 @@ class Backbone:
                 yield
         except torch.cuda.OutOfMemoryError as error:
             if lower is None:
-                lower = "dataloader.params.batch_size" if scenes > 1 else "agent.vlm.max_tiles, or use the 2B model,"
-            training = ", or set agent.vlm.gradient_checkpointing=true" if self.trainable else ""
+                lower = "dataloader.params.batch_size" if scenes > 1 else "agent.vlm.max_tiles"
+            fixes = [f"lower {lower}"]
+            if self.trainable and not self.model.language_model.is_gradient_checkpointing:
+                fixes.append("set agent.vlm.gradient_checkpointing=true")
+            fixes += ["use the 2B model", "free the GPU of other processes"]
             raise VLMOutOfMemory(
-                f"the GPU's memory is too small for the VLM with {scenes} scene(s) at once: lower {lower}{training}, "
-                f"or free the GPU of other processes. {error}"
+                f"the GPU's memory is too small for the VLM with {scenes} scene(s) at once: {', or '.join(fixes)}. "
+                f"{error}"
             ) from error
 
     def check(self, scene: VLMInputs) -> None:

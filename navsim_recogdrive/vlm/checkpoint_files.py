@@ -11,7 +11,7 @@ import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -40,13 +40,15 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
     Raises:
-        VLMCheckpointError: if the file is absent or does not hold a JSON object.
+        VLMCheckpointError: if the file is absent, unreadable, or does not hold a JSON object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise VLMCheckpointError(f"{path} does not exist") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise VLMCheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (ValueError, RecursionError) as error:  # malformed, not UTF-8, numbers too long, nested too deeply
         raise VLMCheckpointError(f"{path} is not valid JSON ({error}): download the checkpoint again") from None
     if not isinstance(content, dict):
         raise VLMCheckpointError(f"{path} must hold a JSON object, found a {type(content).__name__}")
@@ -63,9 +65,7 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
         VLMCheckpointError: for absent, truncated or contradictory files.
     """
     if (directory / INDEX_FILE).is_file():
-        weight_map = read_json(directory / INDEX_FILE).get("weight_map")
-        if not isinstance(weight_map, dict):
-            raise VLMCheckpointError(f"{directory / INDEX_FILE} has no weight_map: download the checkpoint again")
+        weight_map = _weight_map(directory / INDEX_FILE)
         files = [directory / name for name in sorted(set(weight_map.values()))]
     else:
         weight_map = None
@@ -120,6 +120,20 @@ def shortened(names: list[str], limit: int = 8) -> str:
     return ", ".join(names[:limit]) + rest
 
 
+def _weight_map(index: Path) -> dict[str, str]:
+    """Tensor to shard, as an index says."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise VLMCheckpointError(f"{index} has no weight_map: download the checkpoint again")
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not file.endswith(".safetensors") or Path(file).name != file:
+            raise VLMCheckpointError(
+                f"{index}: weight_map.{name} must be the name of a .safetensors file beside the index, found {file!r}: "
+                "download the checkpoint again"
+            )
+    return weight_map
+
+
 def _file_tensors(file: Path) -> dict[str, StoredTensor]:
     """Parse one safetensors header: 8 bytes of little-endian length, then JSON, then the data."""
     size = file.stat().st_size
@@ -132,20 +146,13 @@ def _file_tensors(file: Path) -> dict[str, StoredTensor]:
             raise VLMCheckpointError(f"{file} is not a whole safetensors file ({size} bytes): download it again")
         try:
             header = json.loads(stream.read(length))
-        except (json.JSONDecodeError, UnicodeDecodeError):
+        except (ValueError, RecursionError):
             raise VLMCheckpointError(f"{file} has a damaged safetensors header: download it again") from None
     data = 8 + length
-    try:
-        entries = sorted(
-            (
-                (*map(int, entry["data_offsets"]), name, str(entry["dtype"]), tuple(map(int, entry["shape"])))
-                for name, entry in header.items()
-                if name != "__metadata__"
-            ),
-        )
-        tensors = {name: StoredTensor(file, dtype, shape, data + a, data + b) for a, b, name, dtype, shape in entries}
-    except (AttributeError, KeyError, TypeError, ValueError):
-        raise VLMCheckpointError(f"{file} has a damaged safetensors header: download it again") from None
+    if not isinstance(header, dict):
+        raise _damaged(file, "it must be an object", header)
+    entries = [_entry(file, name, entry, data) for name, entry in header.items() if name != "__metadata__"]
+    tensors = dict(sorted(entries, key=lambda entry: (entry[1].start, entry[1].end, entry[0])))
     expected = data
     for name, tensor in tensors.items():
         if tensor.dtype not in _DTYPES:
@@ -161,3 +168,27 @@ def _file_tensors(file: Path) -> dict[str, StoredTensor]:
             f"{file} is truncated or damaged: its header announces {expected} bytes, found {size}; download it again"
         )
     return tensors
+
+
+def _entry(file: Path, name: str, entry: Any, data: int) -> tuple[str, StoredTensor]:
+    """One tensor of a header, whose data begins at byte ``data``."""
+    if not isinstance(entry, dict):
+        raise _damaged(file, f"{name} must be an object", entry)
+    dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
+    if not isinstance(dtype, str):
+        raise _damaged(file, f"{name}.dtype must be a string", dtype)
+    if not _are_counts(shape):
+        raise _damaged(file, f"{name}.shape must be a list of whole numbers of at least 0", shape)
+    if not _are_counts(offsets) or len(offsets) != 2:
+        raise _damaged(file, f"{name}.data_offsets must be two whole numbers of at least 0", offsets)
+    return name, StoredTensor(file, dtype, tuple(shape), data + offsets[0], data + offsets[1])
+
+
+def _are_counts(value: object) -> TypeGuard[list[int]]:
+    return isinstance(value, list) and all(type(one) is int and one >= 0 for one in value)
+
+
+def _damaged(file: Path, expected: str, found: object) -> VLMCheckpointError:
+    return VLMCheckpointError(
+        f"{file} has a damaged safetensors header: {expected}, found {found!r:.80}; download it again"
+    )

@@ -72,7 +72,7 @@ class InternVL:
     ) -> None:
         self.architecture = architecture
         tied = architecture.tied_head and not any(name in tensors for name in _LM_HEADS)
-        config = _native_config(architecture, image_token_id, tied)
+        config = native_config(architecture, image_token_id, tied)
         kind = InternVLForConditionalGeneration if with_head else InternVLModel
         built = build_model(
             kind, config, directory, tensors, lambda stored: native_names(stored, with_head), **placement
@@ -111,7 +111,8 @@ def native_names(stored: str, with_head: bool = False) -> tuple[str, ...]:
     return (prefix + name,)
 
 
-def _native_config(architecture: InternVLArchitecture, image_token_id: int, tied_head: bool) -> InternVLConfig:
+def native_config(architecture: InternVLArchitecture, image_token_id: int, tied_head: bool = False) -> InternVLConfig:
+    """The architecture as transformers configures its InternVL."""
     return InternVLConfig(
         vision_config=InternVLVisionConfig(**architecture.vision),
         text_config=Qwen2Config(**architecture.text, tie_word_embeddings=tied_head),

@@ -13,26 +13,19 @@ from pathlib import Path
 from typing import Any
 
 from navsim_recogdrive.vlm.architecture import ImageTokens
-from navsim_recogdrive.vlm.config_section import ConfigSection, read_rope, read_text
+from navsim_recogdrive.vlm.config_section import ACTIVATIONS, ConfigSection, read_head_size, read_rope, read_text
 from navsim_recogdrive.vlm.tile_grid import tile_grid
 
 _VISION_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-# Name in the hub's configuration -> name in transformers' configuration class.
+# Name in transformers' configuration class -> name in the hub's configuration.
 _HUB_VISION = {
-    "qkv_bias": "attention_bias",
-    "qk_normalization": "use_qk_norm",
-    "norm_type": "norm_type",
-    "hidden_act": "hidden_act",
-    "layer_norm_eps": "layer_norm_eps",
-}
-_HUB_VISION_OPTIONAL = {
-    "num_channels": "num_channels",
-    "initializer_factor": "layer_scale_init_value",
-    "dropout": "projection_dropout",
+    "attention_bias": "qkv_bias",
+    "use_qk_norm": "qk_normalization",
+    "layer_scale_init_value": "initializer_factor",
+    "projection_dropout": "dropout",
     "attention_dropout": "attention_dropout",
 }
-_NATIVE_VISION = {name: name for name in _HUB_VISION.values()}
-_NATIVE_VISION_OPTIONAL = {name: name for name in (*_HUB_VISION_OPTIONAL.values(), "hidden_dropout_prob")}
+_NATIVE_VISION = {name: name for name in (*_HUB_VISION, "hidden_dropout_prob")}
 
 
 @dataclass(frozen=True)
@@ -120,7 +113,7 @@ def read_hub_internvl(path: Path, config: Mapping[str, Any]) -> InternVLArchitec
     tower.expect("model_type", "intern_vit_6b", why="only InternViT is supported")
     tower.expect("use_moe", False, None, why="mixture-of-experts towers are not supported")
     _check_language_model(whole, llm)
-    vision = tower.sizes(_VISION_SIZES) | tower.taken(_HUB_VISION, _HUB_VISION_OPTIONAL)
+    vision = _read_vision(tower, _HUB_VISION)
     tile_size, image_size = whole.size("force_image_size"), tower.size("image_size")
     if tile_size != image_size:
         raise whole.error(
@@ -133,9 +126,9 @@ def read_hub_internvl(path: Path, config: Mapping[str, Any]) -> InternVLArchitec
         vision,
         tile_size=tile_size,
         patch_size=tower.size("patch_size"),
-        ratio=whole.required("downsample_ratio"),
-        thumbnail=bool(whole.get("use_thumbnail", False)),
-        tied_head=bool(llm.get("tie_word_embeddings", False)),
+        ratio=_ratio(whole),
+        thumbnail=whole.flag("use_thumbnail", absent=False),
+        tied_head=llm.flag("tie_word_embeddings", absent=False),
     )
 
 
@@ -161,7 +154,7 @@ def read_native_internvl(path: Path, config: Mapping[str, Any]) -> InternVLArchi
     tower.expect("use_absolute_position_embeddings", True, why="InternViT has them", absent=True)
     tower.expect("use_mean_pooling", True, why="InternViT has no norm behind its last layer", absent=True)
     _check_language_model(whole, text)
-    vision = tower.sizes(_VISION_SIZES) | tower.taken(_NATIVE_VISION, _NATIVE_VISION_OPTIONAL)
+    vision = _read_vision(tower, _NATIVE_VISION)
     architecture = _architecture(
         whole,
         tower,
@@ -169,10 +162,10 @@ def read_native_internvl(path: Path, config: Mapping[str, Any]) -> InternVLArchi
         vision,
         tile_size=_side(tower, "image_size"),
         patch_size=_side(tower, "patch_size"),
-        ratio=whole.get("downsample_ratio", 0.5),
+        ratio=_ratio(whole) if "downsample_ratio" in whole else 0.5,
         thumbnail=True,
         # Both of transformers' versions tie by default, and use a stored head all the same.
-        tied_head=bool(whole.get("tie_word_embeddings", text.get("tie_word_embeddings", True))),
+        tied_head=whole.flag("tie_word_embeddings", absent=text.flag("tie_word_embeddings", absent=True)),
     )
     rows = architecture.image_tokens_per_tile
     whole.expect("image_seq_length", rows, why="a tile's patches and downsample_ratio give that many", absent=rows)
@@ -192,7 +185,6 @@ def _architecture(
     tied_head: bool,
 ) -> InternVLArchitecture:
     """What both layouts say, checked."""
-    tower.expect("num_channels", 3, why="images are RGB", absent=3)
     if tile_size % patch_size:
         raise tower.error(f"patch_size {patch_size} does not divide the image size {tile_size}")
     side = tile_size // patch_size * ratio
@@ -204,8 +196,7 @@ def _architecture(
     vision["patch_size"] = [patch_size, patch_size]
 
     text = read_text(llm)
-    head_size = text["hidden_size"] // text["num_attention_heads"]
-    llm.expect("head_dim", head_size, None, why="Qwen2's is hidden_size / num_attention_heads")
+    read_head_size(llm, text, "Qwen2's")
     # Dynamic scaling acts beyond max_position_embeddings only, and prompts that long are refused; the default form
     # gives the same angles without a device synchronisation per forward pass.
     theta, _ = read_rope(llm, "default", "dynamic")
@@ -231,10 +222,42 @@ def _check_language_model(whole: ConfigSection, llm: ConfigSection) -> None:
         )
 
 
+def _read_vision(tower: ConfigSection, names: Mapping[str, str]) -> dict[str, Any]:
+    """Keyword arguments of transformers' vision configuration but for the sizes of image and patch.
+
+    Args:
+        tower: the vision tower's section.
+        names: by transformers' name, the layout's name of each key that the layouts name differently or may leave out.
+    """
+    tower.expect("num_channels", 3, why="images are RGB", absent=3)
+    vision: dict[str, Any] = tower.sizes(_VISION_SIZES)
+    tower.divides("num_attention_heads", vision["num_attention_heads"], "hidden_size", vision["hidden_size"])
+    vision["norm_type"] = tower.choice("norm_type", ("layer_norm", "rms_norm"))
+    vision["hidden_act"] = tower.choice("hidden_act", ACTIVATIONS)
+    vision["layer_norm_eps"] = tower.epsilon("layer_norm_eps")
+    if "num_channels" in tower:
+        vision["num_channels"] = 3
+    for name, here in names.items():
+        if name in ("attention_bias", "use_qk_norm"):
+            vision[name] = tower.flag(here)
+        elif here in tower and name == "layer_scale_init_value":
+            vision[name] = float(tower.number(here))
+        elif here in tower:
+            vision[name] = tower.dropout(here)
+    return vision
+
+
+def _ratio(whole: ConfigSection) -> float:
+    """Factor of the pixel shuffle per side."""
+    expected = "a number above 0 and of at most 1"
+    return float(whole.number("downsample_ratio", expected, lambda ratio: 0 < ratio <= 1))
+
+
 def _side(tower: ConfigSection, name: str) -> int:
     """Side of a square that is given as one number or as two."""
     value = tower.required(name)
-    sides = set(value) if isinstance(value, list) and len(value) == 2 else {value} if isinstance(value, int) else set()
-    if len(sides) != 1 or not isinstance(side := sides.pop(), int) or side < 1:
+    sides = value if isinstance(value, list) and len(value) == 2 else [value, value]
+    side = sides[0]
+    if any(type(one) is not int for one in sides) or side < 1 or side != sides[1]:
         raise tower.wrong(name, "the positive side of a square", value)
-    return side
+    return int(side)

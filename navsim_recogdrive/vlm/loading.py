@@ -46,25 +46,16 @@ def load_backbone(
         settings = VLMSettings(settings)
     identity = read_vlm_identity(settings)
     preparation = load_preparation(settings)
-    architecture, tokenizer = preparation.architecture, preparation.tokenizer
-    directory = checkpoint_directory(settings.path, settings.revision)
     family = load_family(
-        directory,
-        architecture,
+        checkpoint_directory(settings.path, settings.revision),
+        preparation.architecture,
         image_token_id=preparation.image_token_id,
         with_head=with_head,
         dtype=dtype,
         device=torch.device(device),
         attention=attention,
     )
-    return Backbone(
-        family,
-        tokenizer,
-        preparation.profile,
-        identity,
-        cameras=settings.cameras,
-        max_tiles=settings.max_tiles,
-    )
+    return Backbone(family, preparation, identity)
 
 
 def load_family(directory: Path, architecture: Architecture, **placement: Any) -> Family:

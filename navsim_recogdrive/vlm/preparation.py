@@ -92,7 +92,7 @@ class ScenePreparation:
         """Cut the images into tiles and write the prompt.
 
         Raises:
-            InvalidObservation: if the observation lacks an image.
+            InvalidObservation: if the observation lacks an image, or has one too long for its width (Qwen).
             PromptTooLong: if the prompt has more than ``hidden_length`` tokens.
         """
         tiles, image_rows = [], []
@@ -208,7 +208,11 @@ def load_preparation(settings: VLMSettings) -> ScenePreparation:
 
 
 def cut_image(architecture: Architecture, image: NDArray[np.uint8], max_tiles: int) -> NDArray[np.uint8]:
-    """Cut or resize an image ``[H, W, 3]`` uint8 RGB into the ``[T, h, w, 3]`` of ``architecture.tile_shape``."""
+    """Cut or resize an image ``[H, W, 3]`` uint8 RGB into the ``[T, h, w, 3]`` of ``architecture.tile_shape``.
+
+    Raises:
+        InvalidObservation: for an image too long for its width (Qwen).
+    """
     if isinstance(architecture, InternVLArchitecture):
         return tile_image(image, architecture.tile_size, max_tiles, architecture.thumbnail)
     _, height, width = architecture.tile_shape(image.shape[1], image.shape[0], max_tiles)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from navsim_recogdrive.observation import InvalidObservation
 from navsim_recogdrive.vlm.architecture import ImageTokens
-from navsim_recogdrive.vlm.config_section import ConfigSection, read_rope, read_text
+from navsim_recogdrive.vlm.config_section import ACTIVATIONS, ConfigSection, read_head_size, read_rope, read_text
 
 FRAMES_PER_PATCH = 2
 """A patch spans two frames of a video; an image is shown twice."""
@@ -28,10 +29,7 @@ _VISION_SIZES = (
     *("depth", "hidden_size", "intermediate_size", "num_heads", "patch_size", "spatial_merge_size"),
     "out_hidden_size",
 )
-_VISION_KEYS = {
-    "qwen2_5_vl": ("hidden_act", "window_size", "fullatt_block_indexes"),
-    "qwen3_vl": ("hidden_act", "num_position_embeddings", "deepstack_visual_indexes"),
-}
+_LAYERS = {"qwen2_5_vl": "fullatt_block_indexes", "qwen3_vl": "deepstack_visual_indexes"}
 _TOKEN_IDS = {
     "vision_start_token_id": 151652,
     "vision_end_token_id": 151653,
@@ -96,13 +94,15 @@ class QwenArchitecture:
         pixels, and at least what the published preprocessor asks for.
 
         Raises:
-            ValueError: for sizes that are not positive, or an image more than 200 times as long as it is wide.
+            ValueError: for sizes that are not positive.
+            InvalidObservation: for an image more than 200 times as long as it is wide.
         """
         if min(width, height, max_tiles) < 1:
             raise ValueError(f"width, height and max_tiles must be positive, found {width}, {height}, {max_tiles}")
         if max(width, height) > _LONGEST_RATIO * min(width, height):
-            raise ValueError(
-                f"an image of {width} x {height} pixels is more than {_LONGEST_RATIO} times longer than wide"
+            raise InvalidObservation(
+                f"an image of {width} x {height} pixels is more than {_LONGEST_RATIO} times longer than wide, which "
+                "Qwen's preprocessing does not allow: give the camera's whole image"
             )
         unit = self.patch_size * self.merge_size
         rows, columns = round(height / unit), round(width / unit)
@@ -143,8 +143,7 @@ def read_qwen(path: Path, config: Mapping[str, Any]) -> QwenArchitecture:
         whole.expect(name, expected, None, why="the published vocabulary places this token there")
 
     language = _read_language_model(kind, text)
-    vision = tower.sizes(_VISION_SIZES) | {name: tower.required(name) for name in _VISION_KEYS[kind]}
-    _check_vision(kind, tower, vision)
+    vision = _read_vision(kind, tower)
     if vision["out_hidden_size"] != language["hidden_size"]:
         raise tower.wrong(
             "out_hidden_size", f"the language model's hidden_size {language['hidden_size']}", vision["out_hidden_size"]
@@ -155,43 +154,56 @@ def read_qwen(path: Path, config: Mapping[str, Any]) -> QwenArchitecture:
             f"no longer than the {language['num_hidden_layers']} layers of the language model",
             vision["deepstack_visual_indexes"],
         )
-    tied = whole.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
-    return QwenArchitecture(
-        kind, vision | {"temporal_patch_size": FRAMES_PER_PATCH, "in_channels": 3}, language, bool(tied)
-    )
+    tied = whole.flag("tie_word_embeddings", absent=text.flag("tie_word_embeddings", absent=False))
+    return QwenArchitecture(kind, vision | {"temporal_patch_size": FRAMES_PER_PATCH, "in_channels": 3}, language, tied)
 
 
 def _read_language_model(kind: str, text: ConfigSection) -> dict[str, Any]:
     language = read_text(text)
     if kind == "qwen3_vl":
-        language["head_dim"] = text.size("head_dim")
+        language["head_dim"] = head_size = text.size("head_dim")
         text.expect("attention_bias", False, why="Qwen3-VL's attention has no bias", absent=False)
-    head_size = language["hidden_size"] // language["num_attention_heads"]
-    if kind == "qwen2_5_vl":
-        text.expect("head_dim", head_size, None, why="Qwen2.5-VL's is hidden_size / num_attention_heads")
+    else:
+        head_size = read_head_size(text, language, "Qwen2.5-VL's")
     theta, rope = read_rope(text, "default", "mrope")
-    section = rope.get("mrope_section")
-    half = language.get("head_dim", head_size) // 2
-    if not isinstance(section, list) or len(section) != 3 or sum(section) != half:
-        raise text.wrong("mrope_section", f"three numbers that add up to half the head size, {half}", section)
+    section = rope.whole_numbers(
+        "mrope_section",
+        f"three positive whole numbers that add up to half the head size, {head_size / 2:g}",
+        lambda parts: len(parts) == 3 and min(parts) > 0 and 2 * sum(parts) == head_size,
+    )
     interleaved = kind == "qwen3_vl"
-    if rope.get("mrope_interleaved", interleaved) != interleaved:
-        raise text.wrong("mrope_interleaved", str(interleaved), rope["mrope_interleaved"])
+    if (found := rope.get("mrope_interleaved", interleaved)) != interleaved:
+        raise rope.wrong("mrope_interleaved", str(interleaved), found)
     language["rope_parameters"] = {"rope_type": "default", "rope_theta": theta, "mrope_section": section}
     if interleaved:
         language["rope_parameters"]["mrope_interleaved"] = True
     return language
 
 
-def _check_vision(kind: str, tower: ConfigSection, vision: Mapping[str, Any]) -> None:
+def _read_vision(kind: str, tower: ConfigSection) -> dict[str, Any]:
     tower.expect("temporal_patch_size", FRAMES_PER_PATCH, why="a still image is shown twice", absent=FRAMES_PER_PATCH)
     for name in ("in_channels", "in_chans"):
         tower.expect(name, 3, why="images are RGB", absent=3)
-    if (rope := tower.get("rope_parameters")) is not None and rope.get("rope_theta", 10000.0) != 10000.0:
-        raise tower.wrong("rope_parameters", "of base 10000", rope)
-    name = "fullatt_block_indexes" if kind == "qwen2_5_vl" else "deepstack_visual_indexes"
-    layers = vision[name]
-    if not isinstance(layers, list) or not all(
-        isinstance(layer, int) and 0 <= layer < vision["depth"] for layer in layers
-    ):
-        raise tower.wrong(name, f"a list of layers below depth {vision['depth']}", layers)
+    if tower.get("rope_parameters") is not None:
+        rope = tower.section("rope_parameters")
+        if rope.get("rope_theta", 10000.0) != 10000.0:
+            raise tower.wrong("rope_parameters", "of base 10000", tower.get("rope_parameters"))
+    vision: dict[str, Any] = tower.sizes(_VISION_SIZES)
+    width, heads, depth = vision["hidden_size"], vision["num_heads"], vision["depth"]
+    if width % (4 * heads):  # rotated by height and by width, each in pairs
+        raise tower.wrong("num_heads", f"a divisor of hidden_size {width} that gives heads of a multiple of 4", heads)
+    vision["hidden_act"] = tower.choice("hidden_act", ACTIVATIONS)
+    name = _LAYERS[kind]
+    vision[name] = tower.whole_numbers(
+        name, f"a list of layers below depth {depth}", lambda layers: all(0 <= layer < depth for layer in layers)
+    )
+    if kind == "qwen2_5_vl":
+        vision["window_size"] = window = tower.size("window_size")
+        unit = vision["patch_size"] * vision["spatial_merge_size"]
+        if window % unit:
+            raise tower.wrong("window_size", f"a multiple of patch_size x spatial_merge_size, {unit}", window)
+    else:
+        vision["num_position_embeddings"] = positions = tower.size("num_position_embeddings")
+        if math.isqrt(positions) ** 2 != positions:
+            raise tower.wrong("num_position_embeddings", "the area of a square grid", positions)
+    return vision

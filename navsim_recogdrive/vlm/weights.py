@@ -6,6 +6,7 @@ model. Which stored tensor fills which parameter is settled before a byte of dat
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from torch import Tensor, nn
 
 from navsim_recogdrive.vlm.attention import kernel_name
 from navsim_recogdrive.vlm.checkpoint_files import StoredTensor, VLMCheckpointError, shortened
+
+logger = logging.getLogger(__name__)
 
 Rename = Callable[[str], tuple[str, ...]]
 """The parameters a stored tensor fills: one; several for a fused one, chunked along dim 0; none if it is left out."""
@@ -48,11 +51,21 @@ def build_model(
         The model in evaluation mode, its parameters not requiring gradients.
 
     Raises:
-        VLMCheckpointError: naming every missing or unexpected weight, or one of another shape than the configuration's.
+        VLMCheckpointError: naming missing and unexpected weights (the first 8 of each; the log has all), a weight of
+            another shape than the configuration's, or what transformers has against the configuration.
         ValueError: for an attention kernel that is unknown or not installed.
     """
-    with torch.device("meta"):
-        model = kind._from_config(config, attn_implementation=kernel_name(attention), dtype=dtype)
+    kernel = kernel_name(attention)
+    try:
+        with torch.device("meta"):
+            model = kind._from_config(config, attn_implementation=kernel, dtype=dtype)
+    except ImportError:  # of an attention kernel's package; says nothing about the checkpoint
+        raise
+    except Exception as error:
+        raise VLMCheckpointError(
+            f"{directory / 'config.json'}: transformers' {kind.__name__} cannot be built as it says "
+            f"({type(error).__name__}: {error}); download the checkpoint again"
+        ) from error
     model.requires_grad_(False).eval()
     sources = _sources(directory, model, tensors, rename)
     model.to_empty(device=device)
@@ -76,11 +89,6 @@ def _sources(
     """Match stored names with parameters."""
     parameters: dict[str, Tensor] = model.state_dict()
     sources = {stored: rename(stored) for stored in tensors}
-    if unexpected := [stored for stored, names in sources.items() if not set(names) <= parameters.keys()]:
-        raise VLMCheckpointError(
-            f"{directory}: weights that config.json has no place for: {shortened(unexpected)}; config.json and the "
-            "weights are of different checkpoints"
-        )
     filled: dict[str, str] = {}
     for stored, names in sources.items():
         for native in names:
@@ -92,11 +100,9 @@ def _sources(
             filled[native] = stored
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     missing = [native for native in parameters if native not in filled and tied.get(native) not in filled]
-    if missing:
-        raise VLMCheckpointError(
-            f"{directory}: missing weights (by their names in transformers): {shortened(missing)}; download the "
-            "checkpoint again"
-        )
+    unexpected = [stored for stored, names in sources.items() if not set(names) <= parameters.keys()]
+    if missing or unexpected:
+        raise _mismatch(directory, missing, unexpected)
     for stored, names in sources.items():
         if not names:
             continue
@@ -107,6 +113,22 @@ def _sources(
                 f"{directory}: {stored} has shape {list(tensors[stored].shape)}, config.json asks for {list(expected)}"
             )
     return sources
+
+
+def _mismatch(directory: Path, missing: list[str], unexpected: list[str]) -> VLMCheckpointError:
+    """An error that names both kinds, to be raised; lists that it shortens are logged in full."""
+    other = "config.json and the weights are of different checkpoints"
+    kinds = (
+        (unexpected, "weights that config.json has no place for", other),
+        (missing, "missing weights (by their names in transformers)", "download the checkpoint again"),
+    )
+    found = [(names, what, fix) for names, what, fix in kinds if names]
+    for names, what, _ in found:
+        if shortened(names) != ", ".join(names):
+            logger.error("%s: all %d %s: %s", directory, len(names), what, ", ".join(names))
+    return VLMCheckpointError(
+        f"{directory}: " + "; ".join(f"{what}: {shortened(names)}; {fix}" for names, what, fix in found)
+    )
 
 
 def _rebuild_buffers(model: nn.Module, device: torch.device) -> None:

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Caches the VLM's hidden states of a split through NAVSIM's run_dataset_caching.py: one process per GPU, each with logs of
-# about the same number of scenes, on one node or several. Run it again to continue: what is complete is left alone, what a
-# killed run left damaged is computed again.
+# Caches the VLM's hidden states of a split through NAVSIM's run_dataset_caching.py: one process per GPU, each with logs
+# of about the same number of scenes, on one node or several. Run it again to continue: what is complete is left alone,
+# what a killed run left damaged is computed again.
 #
 #   bash scripts/cache_dataset/run_caching_recogdrive_hidden_state.sh [--dry-run] [HYDRA OVERRIDES]
 #
@@ -14,10 +14,10 @@
 #   AGENT                agent config [recogdrive_2b]; recogdrive_8b for the 8B VLM
 #   SPLIT                train_test_split [navtrain]
 #   CACHE_PATH           the cache [NAVSIM_EXP_ROOT/AGENT_hidden_state_SPLIT]; with several nodes on a shared disk
-#   GPUS_PER_NODE        processes of a node with a GPU each [the GPUs in CUDA_VISIBLE_DEVICES, else all]; 0: one on the CPU
-#   PROCESSES_PER_GPU    [1]; 2 where preparing images, not the GPU, is the limit
-#   NNODES, NODE_RANK    number of nodes and which one this is [Slurm's SLURM_NNODES and SLURM_NODEID, else 1 and 0]: start
-#                        this script once on every node (srun --ntasks-per-node=1)
+#   GPUS_PER_NODE        GPUs of a node to use [those in CUDA_VISIBLE_DEVICES, else all]; 0: the CPU
+#   PROCESSES_PER_GPU    [1]; 2 where preparing images, not the GPU, is the limit; without a GPU: processes of a node
+#   NNODES, NODE_RANK    number of nodes and which one this is [Slurm's SLURM_NNODES and SLURM_NODEID, else 1 and 0]:
+#                        start this script once on every node (srun --ntasks-per-node=1)
 #   LOG_DIR              one log per process [NAVSIM_EXP_ROOT/caching_logs/AGENT_SPLIT]
 #   NAVSIM_DEVKIT_ROOT   a NAVSIM checkout where NAVSIM is not importable
 set -euo pipefail
@@ -74,7 +74,8 @@ PER_NODE=$((GPUS_PER_NODE > 0 ? GPUS_PER_NODE * PROCESSES_PER_GPU : PROCESSES_PE
 find_navsim || { status=$?; [[ -z ${NAVSIM_MISSING:-} ]] || echo "$NAVSIM_MISSING" >&2; exit "$status"; }
 
 say "NAVSIM v$NAVSIM_MAJOR: dividing $SPLIT among $((NNODES * PER_NODE)) processes"
-SHARDS="$(python -m navsim_recogdrive.agents.log_shards --shards "$((NNODES * PER_NODE))" "train_test_split=$SPLIT" "$@")"
+SHARDS="$(python -m navsim_recogdrive.agents.log_shards --shards "$((NNODES * PER_NODE))" "agent=$AGENT" \
+    "train_test_split=$SPLIT" "$@")"
 mapfile -t SHARDS <<<"$SHARDS"
 
 $DRY_RUN || mkdir -p "$LOG_DIR"
@@ -121,7 +122,8 @@ done
 PIDS=()
 # What the processes say of scenes that could not be cached.
 for shard in "${NAMES[@]}"; do
-    sed -n '/scenes could not be cached/,/^[^ ]/p' "$LOG_DIR/shard_$shard.log" | grep -E 'could not be cached|^  ' || true
+    sed -n '/scenes could not be cached/,/^[^ ]/p' "$LOG_DIR/shard_$shard.log" |
+        grep -E 'could not be cached|^  ' || true
 done
 if ((${#failed[@]} > 0)); then
     for shard in "${failed[@]}"; do

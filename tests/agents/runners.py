@@ -61,16 +61,14 @@ class Runners:
         assert (done.returncode != 0) == expect_failure, self.output[-6000:]
         return self.output
 
-    def cache_metrics(self) -> None:
-        """Fill the metric cache that :meth:`score` reads."""
+    def cache_metrics(self, split: str = "test", folder: str = "metric_cache") -> Path:
+        """Fill a metric cache, by default the one that :meth:`score` reads."""
         setting = "metric_cache_path" if self.major >= 2 else "cache.cache_path"
+        root = self.experiments / folder
         self.run(
-            "run_metric_caching.py",
-            "train_test_split=test",
-            EVERY_FRAME,
-            "worker=sequential",
-            f"{setting}={self.experiments / 'metric_cache'}",
+            "run_metric_caching.py", f"train_test_split={split}", EVERY_FRAME, "worker=sequential", f"{setting}={root}"
         )
+        return root
 
     def score(self, agent: list[str], name: str) -> pd.DataFrame:
         script = "run_pdm_score_one_stage.py" if self.major >= 2 else "run_pdm_score.py"

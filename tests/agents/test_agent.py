@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytestmark = pytest.mark.navsim
 
@@ -199,3 +201,18 @@ def test_checks_before_training(
         make_agent(host={**from_cache, "val_logs": ["an-empty-log"]})
     with pytest.raises(EmptySplit, match="log folders of the feature cache"):
         make_agent(host={**from_cache, "train_logs": ["no-such-log"]})
+
+
+def test_a_vlm_that_cannot_be_loaded_stops_before_the_first_scene(
+    make_agent: Callable[..., Any], checkpoint: Path, tiny_vlm: Path, tmp_path: Path
+) -> None:
+    """The runners catch what fails in a scene, and go on to the next."""
+    broken = tmp_path / "vlm"
+    shutil.copytree(tiny_vlm, broken)
+    weights = load_file(broken / "model.safetensors")
+    lost = next(name for name in weights if name.endswith("norm1.weight"))
+    del weights[lost]
+    save_file(weights, broken / "model.safetensors")
+    agent = make_agent(vlm={"path": str(broken)}, checkpoint_path=str(checkpoint))
+    with pytest.raises(ValueError, match="missing weights .*layernorm_before.weight"):
+        agent.initialize()

@@ -132,11 +132,11 @@ def test_a_killed_worker_is_replaced_and_its_scenes_scored(
 ) -> None:
     tokens = here.caches.tokens[:6]
     trajectories = groups(6)
-    before = pooled._pool.process_ids
+    before = pooled.process_ids
     pending = pooled.submit(tokens, trajectories)
     os.kill(before[0], signal.SIGKILL)
     assert_same(pending.result(), here.submit(tokens, trajectories).result())
-    after = pooled._pool.process_ids
+    after = pooled.process_ids
     assert after[1:] == before[1:]
     assert after[0] != before[0]
     assert "ended with signal SIGKILL: replaced" in caplog.text
@@ -229,7 +229,7 @@ def _is_running(process_id: int) -> bool:
 
 
 def test_workers_have_one_thread_and_no_gpu(pooled: Any) -> None:
-    for process_id in pooled._pool.process_ids:
+    for process_id in pooled.process_ids:
         environment = Path(f"/proc/{process_id}/environ").read_bytes().split(b"\0")
         assert {b"OMP_NUM_THREADS=1", b"OPENBLAS_NUM_THREADS=1", b"CUDA_VISIBLE_DEVICES="} <= set(environment)
 

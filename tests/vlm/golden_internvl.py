@@ -18,6 +18,7 @@ from navsim_recogdrive.vlm.architecture import read_architecture
 from navsim_recogdrive.vlm.backbone import Backbone, VLMInputs
 from navsim_recogdrive.vlm.identity import VLMIdentity
 from navsim_recogdrive.vlm.loading import load_family
+from navsim_recogdrive.vlm.preparation import ScenePreparation
 
 FOLDER = DATA / "tiny_internvl_chat"
 GOLDEN = np.load(FOLDER / "golden.npz")
@@ -58,9 +59,12 @@ def hidden_states(family: Any, monkeypatch: pytest.MonkeyPatch) -> torch.Tensor:
     """
     pixels = torch.from_numpy(GOLDEN["pixel_values"])
     monkeypatch.setattr(internvl, "normalize_tiles", lambda tiles: pixels)
-    identity = VLMIdentity(hidden_size=64, hidden_length=len(GOLDEN["padded_input_ids"][0]), fingerprint="")
+    length = len(GOLDEN["padded_input_ids"][0])
     tokens: Any = GoldenTokens()
-    backbone = Backbone(family, tokens, tokens, identity, cameras=("front",), max_tiles=12)
+    preparation = ScenePreparation(
+        family.architecture, tokens, tokens, cameras=("front",), max_tiles=12, hidden_length=length
+    )
+    backbone = Backbone(family, preparation, VLMIdentity(hidden_size=64, hidden_length=length, fingerprint=""))
     tiles = np.zeros((len(pixels), 56, 56, 3), dtype=np.uint8)
     return backbone.hidden_states([VLMInputs(tiles, TOKEN_IDS)])[0]
 

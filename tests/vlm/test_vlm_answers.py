@@ -125,9 +125,77 @@ def test_a_repeated_history_is_left_out(labelled):
     assert_poses(f"History: {' '.join(past)}\n   Plan: [PT, {POSES}]", outcome="exact")
 
 
+HISTORY = "(-4.50, -0.10, 0.00), (-3.00, -0.06, 0.00), (-1.50, -0.02, 0.00), (0.00, 0.00, 0.00)"
+AHEAD = "(+1.50, +0.00, +0.00), (+3.00, +0.00, +0.00), (+4.50, +0.00, +0.00), (+6.00, +0.00, +0.00)"
+
+
+@pytest.mark.parametrize("text", [f"[PT, {HISTORY}, {AHEAD}]", f"[{HISTORY}, {AHEAD}]", f"PT {HISTORY}; {AHEAD}"])
+def test_a_history_among_eight_poses_is_left_out(text):
+    expected = np.column_stack([1.5 * np.arange(1, 9), np.zeros((8, 2))])
+    assert_poses(text, expected, reason="history left out, 4 poses, continued")
+
+
+def test_an_exact_plan_behind_an_exact_history_is_taken():
+    assert_poses(f"[{HISTORY}, {AHEAD}] so [{POSES}]", outcome="exact")
+    assert_poses(f"[PT, {HISTORY}, {AHEAD}], [PT, {POSES}]", outcome="exact")
+
+
+def test_a_car_that_stands_is_no_history():
+    poses = np.zeros((8, 3))
+    poses[0, 0] = -0.02
+    text = ", ".join("({:.2f}, {:.2f}, {:.2f})".format(*pose) for pose in poses)
+    assert_poses(f"[PT, {text}]", poses, outcome="exact")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Objects at {draft}. There is no plan. PT: none",
+        "Objects at {draft}. The plan is [PT, (+2.76, +0.08, +0.06), (+5.60",
+        "[{draft}, (18.0, 3.0, 0.1), (20.0, 3.0, 0.1), (22.0, 3.0, 0.1), (24.0, 3.0, 0.1)] PT",
+    ],
+)
+def test_what_stands_before_pt_is_no_plan(text):
+    draft = "(10.2, 3.4, 0.1), (12.0, 3.0, 0.1), (14.0, 3.0, 0.1), (16.0, 3.0, 0.1)"
+    parsed = parse_trajectory(text.format(draft=draft))
+    assert parsed.outcome == "unparsed"
+    assert "poses found, at least 4 needed" in parsed.reason
+
+
+def test_a_few_metres_backwards_are_driven_more_are_not():
+    backwards = ", ".join(f"({-2.5 * k:.2f}, 0.00, 0.00)" for k in range(1, 9))
+    assert_poses(f"[PT, {backwards}]", np.outer(np.arange(1, 9), [-2.5, 0, 0]), outcome="exact")
+    turned = ", ".join(f"({-6.0 * k:.2f}, 0.00, 3.14)" for k in range(1, 9))  # headed that way
+    expected = np.column_stack([-6.0 * np.arange(1, 9), np.zeros(8), np.full(8, 3.14)])
+    assert_poses(f"[PT, {turned}]", expected, outcome="exact")
+    for last, step in (("(-12.00, +0.00, +0.00)", "22.5"), ("(+5.40, +0.00, +0.00)", "5.1")):
+        text = "[PT, " + ", ".join(f"({1.5 * k:+.2f}, +0.00, +0.00)" for k in range(1, 8)) + ", " + last
+        for whole in (text + "]", text):
+            parsed = parse_trajectory(whole)
+            assert parsed.outcome == "unparsed"
+            assert parsed.reason == f"a step of {step} m backwards in half a second is implausible"
+
+
+@pytest.mark.parametrize("pose", ["({}; {}; {})", "({}, {}, {})", "({} {} {})", "({},{},{})", "{}; {}; {}"])
+def test_decimal_commas_are_not_read(pose):
+    poses = [pose.format(f"1,{20 + k}", "0,15", "0,10") for k in range(8)]
+    parsed = parse_trajectory(f"PT: {', '.join(poses)}")
+    assert parsed.outcome == "unparsed"
+    assert "decimal commas" in parsed.reason
+
+
+@pytest.mark.parametrize("separator", [",", ", "])
+def test_whole_numbers_are_no_decimal_commas(separator):
+    poses = [separator.join(map(str, (2 * k, k, 0))) for k in range(1, 9)]
+    for text in (f"[PT, {', '.join(f'({pose})' for pose in poses)}", f"PT {separator.join(poses)}"):
+        assert_poses(text, np.outer(np.arange(1, 9), [2, 1, 0]))
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
+        (f"History: {HISTORY}. Future: I cannot say.", "0 poses found, at least 4 needed, history left out"),
+        (f"[PT, {HISTORY}, (+1.50, +0.00, +0.00), (+3.00, +0.00, +0.00), (+4.50, +0.00, +0.00)]", "3 poses found"),
         ("", "0 poses found, at least 4 needed"),
         ("I cannot help with that.", "0 poses found"),
         ("[PT, (+2.76, +0.08, +0.06), (+5.60, +0.31, +0.11), (+8.51, +0.71, +0.17)]", "3 poses found"),
@@ -155,10 +223,23 @@ def test_a_passage_behind_pt_comes_before_a_longer_one():
     assert_poses(f"Draft: {draft}. Final answer PT {POSES}")
 
 
-numbers = st.floats(-99, 99)
-trajectories = st.lists(st.tuples(numbers, numbers, st.floats(-3, 3)), min_size=8, max_size=8).map(
-    # steps of at most 40 m
-    lambda steps: np.column_stack([np.cumsum(np.array(steps)[:, :2] / 4, axis=0), np.array(steps)[:, 2]])
+def driven(steps: list[tuple[float, float, float]]) -> np.ndarray:
+    """Poses ``[8, 3]`` from steps along and across each pose's own heading."""
+    along, across, headings = np.array(steps).T
+    x = along * np.cos(headings) - across * np.sin(headings)
+    y = along * np.sin(headings) + across * np.cos(headings)
+    return np.column_stack([np.cumsum(x), np.cumsum(y), headings])
+
+
+def is_plan(poses: np.ndarray) -> bool:
+    """Not a history, which comes from behind and ends at the origin; up to 0.01 is written as zero."""
+    return poses[0, 0] >= 0 or np.abs(poses[3]).max() > 0.011
+
+
+trajectories = (
+    st.lists(st.tuples(st.floats(-4.9, 20), st.floats(-20, 20), st.floats(-3, 3)), min_size=8, max_size=8)
+    .map(driven)
+    .filter(is_plan)
 )
 
 

@@ -166,7 +166,7 @@ def test_a_truncated_shard_is_named(damaged):
         load_backbone(damaged)
 
 
-def test_a_missing_and_an_unexpected_weight_are_named(damaged):
+def test_a_missing_and_an_unexpected_weight_are_named(damaged, caplog):
     index = json.loads((damaged / "model.safetensors.index.json").read_text())["weight_map"]
     weights = {name: tensor for file in set(index.values()) for name, tensor in load_file(damaged / file).items()}
     for file in damaged.glob("model*"):
@@ -175,6 +175,15 @@ def test_a_missing_and_an_unexpected_weight_are_named(damaged):
     write_weights(damaged, weights | {"surplus.weight": torch.zeros(2)})
     with pytest.raises(VLMCheckpointError, match=r"no place for: surplus.weight; config.json and the weights"):
         load_backbone(damaged)
+    surplus = {f"surplus.{index}": torch.zeros(2) for index in range(10)}
+    write_weights(damaged, {name: weight for name, weight in weights.items() if name != lost} | surplus)
+    both = r"no place for: surplus.0, .* and 2 more; .*; missing weights .*layers.0.mlp.up_proj.weight; download"
+    with pytest.raises(VLMCheckpointError, match=both) as error:
+        load_backbone(damaged)
+    assert "surplus.9" not in str(error.value)
+    logged = [record.message for record in caplog.records if record.levelname == "ERROR"]
+    assert len(logged) == 1  # the list that is shortened in the message
+    assert all(name in logged[0] for name in surplus)
     write_weights(damaged, {name: weight for name, weight in weights.items() if name != lost})
     with pytest.raises(VLMCheckpointError, match=r"missing weights .*layers.0.mlp.up_proj.weight; download"):
         load_backbone(damaged)

@@ -287,7 +287,7 @@ COMMON = [
     (
         "{text}rope_scaling",
         {"type": "mrope"},
-        "mrope_section must be three numbers that add up to half .*8, found None",
+        "mrope_section must be three positive whole numbers that add up to half .*8, found None",
     ),
     ("{text}use_sliding_window", True, "use_sliding_window must be False or None"),
     ("{text}hidden_size", "32", "hidden_size must be a positive integer, found '32'"),

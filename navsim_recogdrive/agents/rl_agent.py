@@ -1,0 +1,146 @@
+"""ReCogDriveRLAgent: reinforcement learning by PDM score through NAVSIM's ``run_training.py``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import pytorch_lightning as pl
+
+from navsim_recogdrive.agents.cache_use import vlm_of_run
+from navsim_recogdrive.agents.compat import TrajectorySampling
+from navsim_recogdrive.agents.host import HostRun, running_training
+from navsim_recogdrive.agents.metric_cache import MetricCacheFolder
+from navsim_recogdrive.agents.pdm_reward import PDMReward, PDMRewardSettings
+from navsim_recogdrive.agents.recogdrive_agent import ReCogDriveAgent
+from navsim_recogdrive.agents.reward_scenes import CheckDatasets, SceneCheck, cached_scenes, check_numpy
+from navsim_recogdrive.policy.callbacks import training_callbacks
+from navsim_recogdrive.policy.configuration import ImitationConfig, InvalidSetting, PolicyConfig, build_settings
+from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
+from navsim_recogdrive.rl.callbacks import CloseReward, RLLog
+from navsim_recogdrive.rl.configuration import RLConfig
+from navsim_recogdrive.rl.objective import RLObjective
+from navsim_recogdrive.rl.partial_reward import PartialReward
+from navsim_recogdrive.rl.reference import ReferencePolicy
+
+
+class ReCogDriveRLAgent(ReCogDriveAgent):
+    """A :class:`ReCogDriveAgent` that ``run_training.py`` trains by DiffGRPO, with the PDM score as reward.
+
+    In every other runner it is a :class:`ReCogDriveAgent`: what only reinforcement learning needs is not looked at.
+
+    Args:
+        trajectory_sampling: as in :class:`ReCogDriveAgent`.
+        checkpoint_path: starting weights; ``None``: those of the reference policy. In scoring and submission as in
+            :class:`ReCogDriveAgent`.
+        reference_policy_checkpoint: the planner of imitation learning, frozen; needed unless both ``rl.bc_weight`` and
+            ``rl.kl_weight`` are 0.
+        metric_cache_path: folder of metric caches of all scenes to train and validate on.
+        missing_metric_caches: for scenes without one: ``stop``, or ``skip`` to mask them out.
+        rl: settings of :class:`~navsim_recogdrive.rl.configuration.RLConfig`.
+        reward: settings of :class:`~navsim_recogdrive.agents.pdm_reward.PDMRewardSettings` but the path.
+        host: as in :class:`ReCogDriveAgent`.
+        settings: as in :class:`ReCogDriveAgent`.
+
+    Raises:
+        InvalidSetting: for settings that do not fit together, a missing reference policy, or one that was trained with
+            another VLM.
+        FileNotFoundError: if a checkpoint does not exist.
+        PlannerCheckpointError: if a checkpoint is not one of this planner, with the list of what differs.
+        UnusableMetricCache: if the metric caches were made by another NAVSIM version, or there are none.
+        MissingMetricCaches: if scenes have none; counts and lists them.
+        RewardWorkerFailed: if the reward's processes cannot start.
+    """
+
+    def __init__(
+        self,
+        trajectory_sampling: TrajectorySampling,
+        checkpoint_path: str | None = None,
+        reference_policy_checkpoint: str | None = None,
+        metric_cache_path: str | None = None,
+        missing_metric_caches: str = "stop",
+        rl: Mapping[str, Any] | None = None,
+        reward: Mapping[str, Any] | None = None,
+        host: Mapping[str, Any] | None = None,
+        **settings: Any,
+    ) -> None:
+        if not running_training():
+            super().__init__(trajectory_sampling, checkpoint_path, host, **settings)
+            return
+        # What is quick to check comes first: the agent's own checks read a whole feature cache.
+        rl_config = build_settings(RLConfig, rl or {}, "rl")
+        config = PolicyConfig.from_mapping(settings)
+        run = build_settings(HostRun, host or {}, "host")
+        _check_settings(config)
+        reference = _reference(reference_policy_checkpoint, config, rl_config)
+        start = reference_policy_checkpoint if checkpoint_path is None else checkpoint_path
+        if start is None:
+            raise InvalidSetting(
+                "reinforcement learning needs a trained planner to start from: set agent.checkpoint_path=FILE or "
+                "agent.reference_policy_checkpoint=FILE"
+            )
+        if metric_cache_path is None:
+            raise InvalidSetting(
+                "the reward needs metric caches of the scenes to train on: set agent.metric_cache_path=FOLDER (made by "
+                "scripts/cache_dataset/run_metric_caching_train.sh)"
+            )
+        check_numpy()
+        reward_settings = _reward_settings(metric_cache_path, reward or {})
+        scene_check = SceneCheck(MetricCacheFolder(metric_cache_path), missing_metric_caches)
+        from_cache = bool(run.use_cache_without_dataset) and run.cache_path is not None
+        left_out = scene_check.check(cached_scenes(run)) if from_cache else []
+
+        super().__init__(trajectory_sampling, start, host, **settings)
+        vlm = vlm_of_run(self._host, self.config, self._backbone)
+        if vlm is not None:
+            for checkpoint in {start, reference_policy_checkpoint} - {None}:
+                check_remembered_vlm(str(checkpoint), vlm)
+        self._reward = PartialReward(PDMReward(reward_settings))
+        self._reward.leave_out(left_out, "it has no metric cache")
+        self._rl_objective = RLObjective(self._policy, rl_config, self._reward, reference)
+        self._objective = self._rl_objective
+        self._dataset_check = None if from_cache else CheckDatasets(scene_check, self._reward)
+
+    def get_training_callbacks(self) -> list[pl.Callback]:
+        """As in imitation learning, but the best checkpoint is that of the highest score; the log of RL, and its end.
+
+        The score is that of validation plans drawn as ``sampling.deterministic`` says.
+        """
+        if not running_training():
+            return super().get_training_callbacks()
+        kind = "deterministic" if self.config.sampling.deterministic else "stochastic"
+        vlm = vlm_of_run(self._host, self.config, self._backbone)
+        return [
+            *training_callbacks(self._objective.displacement, vlm, best_score=f"val/score_{kind}"),
+            *([] if self._dataset_check is None else [self._dataset_check]),
+            RLLog(self._rl_objective),
+            CloseReward(self._reward),
+        ]
+
+
+def _check_settings(config: PolicyConfig) -> None:
+    if not config.cache_hidden_state:
+        raise InvalidSetting(
+            "reinforcement learning trains the planner on hidden states: agent.cache_hidden_state=false is for "
+            "imitation learning. Leave it out; a checkpoint of joint mode can be trained on after "
+            "run_dataset_caching.py with agent.checkpoint_path=FILE, which caches its own VLM's hidden states"
+        )
+    if config.imitation != ImitationConfig():
+        names = ", ".join(f"agent.imitation.{field.name}" for field in fields(ImitationConfig))
+        raise InvalidSetting(f"{names} cannot act in reinforcement learning: leave it out")
+
+
+def _reference(path: str | None, config: PolicyConfig, rl: RLConfig) -> ReferencePolicy | None:
+    if path is None and not rl.needs_reference:
+        return None
+    return ReferencePolicy.from_checkpoint(path, config.planner)
+
+
+def _reward_settings(metric_cache_path: str, settings: Mapping[str, Any]) -> PDMRewardSettings:
+    if "metric_cache_path" in settings:
+        raise InvalidSetting("agent.reward has no metric_cache_path: set agent.metric_cache_path")
+    try:
+        return build_settings(PDMRewardSettings, {"metric_cache_path": metric_cache_path, **settings}, "reward")
+    except ValueError as error:
+        raise InvalidSetting(f"agent.reward: {error}") from error

@@ -1,0 +1,53 @@
+# Sourced by the scripts in training, after common.sh. Defines:
+#
+#   set_torchrun   sets NNODES, NODE_RANK, GPUS_PER_NODE, MASTER_ADDR and MASTER_PORT where they are not set (Slurm's
+#                  variables are understood), TORCHRUN: the command that starts this node's processes, and TRAINER: the
+#                  trainer's settings that go with it
+
+_master_address() {
+    if [[ -n ${SLURM_JOB_NODELIST:-} ]] && command -v scontrol >/dev/null; then
+        scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1
+    else
+        echo 127.0.0.1
+    fi
+}
+
+_visible_gpus() {
+    if [[ -n ${SLURM_GPUS_ON_NODE:-} ]]; then
+        echo "$SLURM_GPUS_ON_NODE"
+    elif [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
+        awk -F, '{print NF}' <<<"$CUDA_VISIBLE_DEVICES"
+    elif command -v nvidia-smi >/dev/null; then
+        nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | wc -l
+    else
+        echo 0
+    fi
+}
+
+set_torchrun() {
+    NNODES="${NNODES:-${SLURM_NNODES:-1}}"
+    NODE_RANK="${NODE_RANK:-${SLURM_NODEID:-0}}"
+    GPUS_PER_NODE="${GPUS_PER_NODE:-$(_visible_gpus)}"
+    MASTER_PORT="${MASTER_PORT:-29500}"
+    require_whole_number NNODES NODE_RANK GPUS_PER_NODE MASTER_PORT
+    if ((NODE_RANK >= NNODES)); then
+        _refuse "NODE_RANK=$NODE_RANK does not fit NNODES=$NNODES: ranks are 0 to $((NNODES - 1))"
+    fi
+    if ((NNODES > 1)) && [[ -z ${MASTER_ADDR:-} && -z ${SLURM_JOB_NODELIST:-} ]]; then
+        _refuse "MASTER_ADDR is not set, and with NNODES=$NNODES every node must know node 0"
+    fi
+    MASTER_ADDR="${MASTER_ADDR:-$(_master_address)}"
+    # NAVSIM's trainer takes all GPUs of the node and one node unless it is told.
+    TRAINER=("trainer.params.num_nodes=$NNODES")
+    if ((GPUS_PER_NODE > 0)); then
+        TRAINER+=("+trainer.params.devices=$GPUS_PER_NODE")
+    else
+        TRAINER+=(+trainer.params.devices=1 trainer.params.accelerator=cpu trainer.params.precision=32)
+        TRAINER+=(dataloader.params.pin_memory=false)
+    fi
+    TORCHRUN=(
+        python -m torch.distributed.run "--nnodes=$NNODES" "--node_rank=$NODE_RANK"
+        "--nproc_per_node=$((GPUS_PER_NODE > 0 ? GPUS_PER_NODE : 1))" "--master_addr=$MASTER_ADDR"
+        "--master_port=$MASTER_PORT"
+    )
+}

@@ -1,0 +1,210 @@
+"""The agent of reinforcement learning: what it refuses before the first step; elsewhere it is the plain one."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from test_pdm_metric_cache import path_of, rewrite
+from tiny_sizes import TINY_PLANNER
+
+pytestmark = pytest.mark.navsim
+
+LOG = "a_log"
+
+
+@pytest.fixture
+def imitation(tmp_path: Path) -> Path:
+    """A planner of the tiny size."""
+    from navsim_recogdrive.planner.configuration import PlannerConfig
+    from navsim_recogdrive.planner.planner import DiffusionPlanner
+
+    torch.manual_seed(0)
+    path = tmp_path / "imitation.ckpt"
+    torch.save({"state_dict": DiffusionPlanner(PlannerConfig(**TINY_PLANNER)).state_dict()}, path)
+    return path
+
+
+@pytest.fixture
+def make(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """``make(**settings)``: a ReCogDriveRLAgent as in run_training.py."""
+    from navsim_recogdrive.agents import rl_agent
+
+    monkeypatch.setattr(rl_agent, "running_training", lambda: True)
+
+    def make(**settings: Any) -> Any:
+        sampling = rl_agent.TrajectorySampling(time_horizon=4, interval_length=0.5)
+        return rl_agent.ReCogDriveRLAgent(sampling, planner=TINY_PLANNER, device="cpu", **settings)
+
+    return make
+
+
+def cache_of(folder: Path, tokens: list[str]) -> dict[str, Any]:
+    """A run that trains and validates on these scenes, from a cache whose files are empty."""
+    from navsim_recogdrive.policy.features import HIDDEN_STATE_LAYOUT
+
+    for token in tokens:
+        scene = folder / LOG / token
+        scene.mkdir(parents=True)
+        for name in HIDDEN_STATE_LAYOUT.files:
+            (scene / f"{name}.gz").touch()
+    return {
+        "cache_path": str(folder),
+        "use_cache_without_dataset": True,
+        "train_logs": [LOG],
+        "val_logs": [LOG],
+    }
+
+
+def test_no_reference_policy(make: Callable[..., Any], imitation: Path, tmp_path: Path) -> None:
+    from navsim_recogdrive.policy.configuration import InvalidSetting
+
+    with pytest.raises(InvalidSetting, match=r"set agent\.reference_policy_checkpoint=FILE"):
+        make(checkpoint_path=str(imitation))
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.ckpt"):
+        make(reference_policy_checkpoint=str(tmp_path / "nowhere.ckpt"))
+    with pytest.raises(InvalidSetting, match="needs a trained planner to start from"):
+        make(rl={"bc_weight": 0.0})
+
+
+def test_reference_policy_of_another_size(make: Callable[..., Any], tmp_path: Path) -> None:
+    from navsim_recogdrive.planner.checkpoints import PlannerCheckpointError
+    from navsim_recogdrive.planner.configuration import PlannerConfig
+    from navsim_recogdrive.planner.planner import DiffusionPlanner
+
+    path = tmp_path / "other.ckpt"
+    other = DiffusionPlanner(PlannerConfig(**{**TINY_PLANNER, "num_layers": 4}))
+    torch.save({"state_dict": other.state_dict()}, path)
+    with pytest.raises(PlannerCheckpointError, match=r"Its num_layers is 4, the planner's 2"):
+        make(reference_policy_checkpoint=str(path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, r"set agent\.metric_cache_path=FOLDER"),
+        ({"cache_hidden_state": False}, r"agent\.cache_hidden_state=false is for imitation learning"),
+        ({"imitation": {"draws_per_scene": 8}}, r"agent\.imitation\.draws_per_scene cannot act"),
+        ({"rl": {"group_sise": 8}}, r"unknown setting\(s\) group_sise in 'rl'; it has: group_size"),
+        ({"rl": {"group_size": 1}}, r"rl\.group_size must be a whole number of at least 2, found 1"),
+        ({"reward": {"workers": -1}, "metric_cache_path": "x"}, r"agent\.reward: workers must be at least 0"),
+        ({"reward": {"worker": 1}, "metric_cache_path": "x"}, r"unknown setting\(s\) worker in 'reward'"),
+        ({"reward": {"metric_cache_path": "y"}, "metric_cache_path": "x"}, r"set agent\.metric_cache_path"),
+    ],
+)
+def test_settings_that_cannot_work(
+    make: Callable[..., Any], imitation: Path, settings: dict[str, Any], message: str
+) -> None:
+    from navsim_recogdrive.policy.configuration import InvalidSetting
+
+    with pytest.raises(InvalidSetting, match=message):
+        make(reference_policy_checkpoint=str(imitation), **settings)
+
+
+def test_missing_metric_caches(make: Callable[..., Any], imitation: Path, metric_cache: Path, tmp_path: Path) -> None:
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, UnusableMetricCache
+    from navsim_recogdrive.agents.reward_scenes import MissingMetricCaches
+    from navsim_recogdrive.policy.configuration import InvalidSetting
+
+    there = MetricCacheFolder(metric_cache).tokens[:2]
+    unknown = [f"unknown{i:02}" for i in range(12)]
+    reward = {"reference_policy_checkpoint": str(imitation), "metric_cache_path": str(metric_cache)}
+    host = cache_of(tmp_path / "cache", [*there, *unknown])
+    with pytest.raises(MissingMetricCaches, match="run_metric_caching_train.sh") as error:
+        make(host=host, **reward)
+    for split in ("training", "validation"):
+        assert f"{split}: 12 of 14 scenes have no metric cache in {metric_cache}: unknown00," in str(error.value)
+    assert "unknown09 and 2 more" in str(error.value)
+    assert "agent.missing_metric_caches=skip to train on the others" in str(error.value)
+
+    none = cache_of(tmp_path / "none", unknown)
+    with pytest.raises(MissingMetricCaches, match="12 of 12") as error:
+        make(host=none, missing_metric_caches="skip", **reward)
+    assert "train on the others" not in str(error.value)
+    with pytest.raises(InvalidSetting, match=r"agent\.missing_metric_caches must be stop or skip, found 'ignore'"):
+        make(host=host, missing_metric_caches="ignore", **reward)
+    with pytest.raises(UnusableMetricCache, match="no metric cache folder"):
+        make(host=host, **{**reward, "metric_cache_path": str(tmp_path / "nowhere")})
+
+
+def test_skipped_scenes_are_returned_and_others_are_read(metric_cache: Path, tmp_path: Path) -> None:
+    from navsim_recogdrive.agents.compat_pdm import OCCUPANCY_MAPS
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, UnusableMetricCache
+    from navsim_recogdrive.agents.reward_scenes import SceneCheck
+
+    folder = MetricCacheFolder(metric_cache)
+    first, second = folder.tokens[:2]
+    scenes = {"training": [first, "unknown"], "validation": ["nowhere", second]}
+    assert SceneCheck(folder, "skip").check(scenes) == ["unknown", "nowhere"]
+
+    copy = tmp_path / "copy"
+    shutil.copytree(metric_cache, copy)
+    for table in (copy / "metadata").glob("*.csv"):
+        table.write_text(table.read_text().replace(str(metric_cache), str(copy)))
+    theirs = {41: 51, 51: 41}[OCCUPANCY_MAPS]
+    cache = folder.read(second)
+    maps = cache.observation._occupancy_maps
+    cache.observation._occupancy_maps = (maps + maps)[:theirs]
+    rewrite(path_of(copy, second), cache)
+    with pytest.raises(UnusableMetricCache, match=f"it holds {theirs} occupancy maps where {OCCUPANCY_MAPS} belong"):
+        SceneCheck(MetricCacheFolder(copy), "skip").check(scenes)
+
+
+def test_numpy_that_cannot_read_metric_caches(monkeypatch: pytest.MonkeyPatch) -> None:
+    from navsim_recogdrive.agents.reward_scenes import check_numpy
+
+    check_numpy()
+    monkeypatch.setattr(np, "__version__", "1.26.3")
+    with pytest.raises(ImportError, match=r"need numpy 1\.26\.4 or newer, found 1\.26\.3"):
+        check_numpy()
+
+
+def test_outside_of_training_it_is_the_plain_agent(imitation: Path) -> None:
+    from navsim_recogdrive.agents.recogdrive_agent import ReCogDriveAgent
+    from navsim_recogdrive.agents.rl_agent import ReCogDriveRLAgent, TrajectorySampling
+    from navsim_recogdrive.policy.objective import ImitationObjective
+
+    sampling = TrajectorySampling(time_horizon=4, interval_length=0.5)
+    settings: dict[str, Any] = {"planner": TINY_PLANNER, "device": "cpu", "checkpoint_path": str(imitation)}
+    host = {"use_cache_without_dataset": True}
+    ours = ReCogDriveRLAgent(sampling, metric_cache_path="nowhere", host=host, **settings)
+    plain = ReCogDriveAgent(sampling, host=host, **settings)
+    assert isinstance(ours._objective, ImitationObjective)
+    assert list(ours.state_dict()) == list(plain.state_dict())
+    assert all(torch.equal(value, plain.state_dict()[name]) for name, value in ours.state_dict().items())
+    kinds = [type(callback) for callback in ours.get_training_callbacks()]
+    assert kinds == [type(callback) for callback in plain.get_training_callbacks()]
+
+
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [("run_training", True), ("train_ddp_process_1", True), ("run_pdm_score", False)],
+)
+def test_ranks_that_lightning_started_train_too(job: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from navsim_recogdrive.agents import host
+
+    config = OmegaConf.create({"job": {"name": job}})
+    monkeypatch.setattr(host.HydraConfig, "initialized", staticmethod(lambda: True))
+    monkeypatch.setattr(host.HydraConfig, "get", staticmethod(lambda: config))
+    assert host.running_training() is expected
+
+
+def test_configs_say_the_defaults() -> None:
+    import navsim_recogdrive.configs
+    from navsim_recogdrive.agents.pdm_reward import PDMRewardSettings
+    from navsim_recogdrive.policy.configuration import build_settings
+    from navsim_recogdrive.rl.configuration import RLConfig
+
+    folder = Path(navsim_recogdrive.configs.__file__).parent / "agent"
+    config: Any = OmegaConf.to_container(OmegaConf.load(folder / "recogdrive_2b_rl.yaml"))
+    assert build_settings(RLConfig, config["rl"], "rl") == RLConfig()
+    assert set(config["rl"]) == set(RLConfig.__dataclass_fields__)
+    default = PDMRewardSettings("x")
+    assert build_settings(PDMRewardSettings, {"metric_cache_path": "x", **config["reward"]}, "reward") == default
+    assert {"metric_cache_path", *config["reward"]} == set(PDMRewardSettings.__dataclass_fields__)

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+import os
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from small_cache import IDENTITY, LAYOUT, cut, dump, flip, write_cache, write_scene
+
+from navsim_recogdrive.cache.failed import FailedFeature
+from navsim_recogdrive.cache.scan import DAMAGED, FAILED, FOREIGN, PARTIAL, remove, scan_cache
+
+
+@pytest.mark.parametrize("mode", ["bf16", "int8", "fp32"])
+@pytest.mark.parametrize("full", [False, True])
+def test_a_whole_cache(tmp_path: Path, mode: str, full: bool) -> None:
+    write_cache(tmp_path, mode=mode)
+    (tmp_path / "_recogdrive").mkdir()
+    report = scan_cache(tmp_path, LAYOUT, full=full)
+    assert (report.scenes, report.findings, report.incomplete) == (4, [], [])
+    assert report.states == {(mode, 900, 64): 4}
+    sizes = sum(path.stat().st_size for path in tmp_path.glob("*/*/state.gz"))
+    assert report.file_bytes["state"] == sizes
+    assert set(report.file_bytes) == set(LAYOUT.files)
+    assert scan_cache(tmp_path, LAYOUT, ["log_1", "absent"]).scenes == 2
+
+
+@pytest.mark.parametrize("name", LAYOUT.files)
+@pytest.mark.parametrize("keep", [0.0, 0.02, 0.5, 0.999])
+def test_the_quick_scan_finds_a_file_that_was_cut_off(tmp_path: Path, name: str, keep: float) -> None:
+    folders = write_cache(tmp_path)
+    cut(folders[1] / f"{name}.gz", keep)
+    report = scan_cache(tmp_path, LAYOUT)
+    (finding,) = report.misleading
+    assert finding.path == folders[1] / f"{name}.gz"
+    assert finding.kind == DAMAGED
+    assert finding.scene == f"log_1/{folders[1].name}"
+    assert str(finding.path) in finding.reason
+    assert report.scenes == 3
+
+
+def test_the_quick_scan_is_quick_and_the_full_scan_finds_flipped_bits(tmp_path: Path) -> None:
+    folders = write_cache(tmp_path)
+    flip(folders[0] / "state.gz")
+    assert not scan_cache(tmp_path, LAYOUT).findings, "it read the whole file"
+    (finding,) = scan_cache(tmp_path, LAYOUT, full=True).misleading
+    assert finding.path == folders[0] / "state.gz"
+    flip(folders[2] / "ego.gz")
+    assert len(scan_cache(tmp_path, LAYOUT).misleading) == 1, "small files are read whole"
+
+
+def test_a_large_file_that_is_newer_than_the_scene_is_read_whole(tmp_path: Path) -> None:
+    """Image tiles, whose size is not known from their beginning: a killed run was writing over them."""
+    layout = replace(LAYOUT, hidden_state=None)
+    folders = write_cache(tmp_path)
+    cut(folders[0] / "state.gz", 0.95)
+    assert not scan_cache(tmp_path, layout).findings
+    os.utime(folders[0] / "state.gz")
+    (finding,) = scan_cache(tmp_path, layout).findings
+    assert finding.path == folders[0] / "state.gz"
+
+
+def test_scenes_that_lack_files(tmp_path: Path) -> None:
+    folders = write_cache(tmp_path)
+    (folders[0] / "token.gz").unlink()
+    cut(folders[0] / "trajectory.gz")
+    (folders[1].parent / "empty").mkdir()
+    report = scan_cache(tmp_path, LAYOUT)
+    assert report.incomplete == [folders[0]]
+    assert [finding.path for finding in report.findings] == [folders[0] / "trajectory.gz"]
+    assert not report.misleading, "NAVSIM computes this scene again by itself"
+    assert report.scenes == 3
+
+
+def test_failed_and_foreign_features_and_unfinished_files(tmp_path: Path) -> None:
+    folders = write_cache(tmp_path, origin=IDENTITY.origin)
+    dump(folders[0] / "token.gz", {"token": FailedFeature("no camera image")})
+    write_scene(folders[1], origin=replace(IDENTITY, prompt="c" * 64).origin)
+    write_scene(folders[2])
+    (folders[3] / "state.gz.123.partial").write_bytes(b"x")
+    assert scan_cache(tmp_path, LAYOUT).scenes == 3, "without an identity, origins are not compared"
+    report = scan_cache(tmp_path, LAYOUT, identity=IDENTITY)
+    kinds = {finding.path.parent: finding.kind for finding in report.findings}
+    assert kinds == {folders[0]: FAILED, folders[1]: FOREIGN, folders[3]: PARTIAL}
+    assert "no camera image" in next(one.reason for one in report.findings if one.kind == FAILED)
+    assert {finding.path.parent for finding in report.misleading} == {folders[0], folders[1]}
+    assert report.scenes == 2
+
+
+def test_remove(tmp_path: Path) -> None:
+    folders = write_cache(tmp_path)
+    cut(folders[0] / "state.gz")
+    findings = scan_cache(tmp_path, LAYOUT).findings
+    assert remove(findings) == findings
+    assert sorted(path.name for path in folders[0].iterdir()) == ["ego.gz", "token.gz", "trajectory.gz"]
+    assert not scan_cache(tmp_path, LAYOUT).findings
+
+
+def test_remove_leaves_alone_what_another_process_is_writing(tmp_path: Path) -> None:
+    folders = write_cache(tmp_path)
+    for folder in folders[:2]:
+        cut(folder / "state.gz")
+        os.utime(folder / "state.gz")
+    findings = scan_cache(tmp_path, LAYOUT).findings
+    assert len(findings) == 2
+
+    def finish() -> None:
+        time.sleep(0.3)
+        write_scene(folders[0])
+
+    writer = threading.Thread(target=finish)
+    writer.start()
+    removed = remove(findings, settle_s=1.0)
+    writer.join()
+    assert [finding.path for finding in removed] == [folders[1] / "state.gz"]
+    assert scan_cache(tmp_path, LAYOUT).scenes == 3
