@@ -92,7 +92,9 @@ class SceneCheck:
             absent = set(missing[split])
             self._folder.check([token for token in tokens if token not in absent])
         if said and rank_zero_only.rank == 0:
-            logger.warning("Scenes without a metric cache get no reward and are masked out of the loss:\n%s", "\n".join(said))
+            logger.warning(
+                "Scenes without a metric cache get no reward and are masked out of the loss:\n%s", "\n".join(said)
+            )
         return [token for tokens in missing.values() for token in tokens]
 
 
