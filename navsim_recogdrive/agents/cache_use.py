@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only
@@ -14,7 +16,7 @@ from navsim_recogdrive.agents.failed_scenes import FailedScenes
 from navsim_recogdrive.agents.host import HostRun, running_training
 from navsim_recogdrive.cache.identity import CacheIdentity, CacheIdentityError, check_same, claim, read_identity
 from navsim_recogdrive.cache.peek import cached_scene_folders
-from navsim_recogdrive.cache.scan import FOREIGN, Finding, Layout, remove, scan_cache
+from navsim_recogdrive.cache.scan import FOREIGN, Finding, Layout, count_origins, loose_files, remove, scan_cache
 from navsim_recogdrive.cache.stored import DamagedFeature
 from navsim_recogdrive.policy.backbones import SharedBackbone
 from navsim_recogdrive.policy.configuration import PolicyConfig
@@ -61,6 +63,7 @@ def open_for_writing(host: HostRun, config: PolicyConfig, backbone: SharedBackbo
     Raises:
         ReadOnlyCache: if it cannot be written.
         CacheIdentityError: if it is a cache of another VLM, prompt or mode.
+        DamagedCache: if there are files in its root, which NAVSIM would take for folders of logs.
     """
     if host.cache_path is None or host.use_cache_without_dataset:
         return
@@ -74,6 +77,7 @@ def open_for_writing(host: HostRun, config: PolicyConfig, backbone: SharedBackbo
     with _OPENING:
         opened = (root, layout, logs, identity)
         if opened not in _OPENED:
+            _refuse_loose_files(root)
             if identity is not None:
                 _claim(root, identity)
             if host.force_cache_computation is False and root.is_dir():
@@ -102,10 +106,16 @@ def check_for_training(host: HostRun, config: PolicyConfig, backbone: SharedBack
         check_same(root, identity, backbone.identity(config.cache_mode), CacheIdentity.DECIDING, advice)
     if rank_zero_only.rank != 0:
         return
-    if config.cache_hidden_state and identity is None:
-        logger.warning("The cache %s does not say what made it: nothing checks that it fits the VLM", root)
     logs = {*(host.train_logs or ()), *(host.val_logs or ())} or None
     report = scan_cache(root, layout, None if logs is None else sorted(logs), identity=identity, workers=_workers())
+    if config.cache_hidden_state and identity is None:
+        accepted = None
+        if _has_local_vlm(config):
+            # Training may compute in another dtype than caching did.
+            wanted = backbone.identity(config.cache_mode)
+            accepted = {replace(wanted, dtype=dtype).origin for dtype in ("bfloat16", "float32")}
+        _check_origins(root, report.origins, accepted)
+        logger.warning("The cache %s does not say what made it: only the marks in its files were compared", root)
     if report.misleading:
         raise DamagedCache(
             f"{len(report.misleading)} files of the cache {root} must not be trained on ({report.scenes} scenes are "
@@ -149,11 +159,44 @@ def require_writable(cache_path: Path) -> None:
 
 def _claim(root: Path, identity: CacheIdentity) -> None:
     # In this order: another process may claim an empty cache and write its first scene in between.
-    anonymous = root.is_dir() and next(cached_scene_folders(root, None, f"{HIDDEN_STATE_LAYOUT.files[0]}.gz"), None)
+    file_name = f"{HIDDEN_STATE_LAYOUT.files[0]}.gz"
+    anonymous = root.is_dir() and next(cached_scene_folders(root, None, file_name), None)
     if anonymous and read_identity(root) is None:
-        logger.warning("The cache %s does not say what made it: it is filled up without a check that it fits", root)
+        _check_origins(root, count_origins(root, file_name, _workers()), {identity.origin})
+        logger.warning("The cache %s does not say what made it: only the marks in its files were compared", root)
         return
     claim(root, identity)
+
+
+def _check_origins(root: Path, counts: Counter[bytes], accepted: set[bytes] | None) -> None:
+    """Compare the marks in the files of a cache without identity with each other and with ``accepted``.
+
+    Raises:
+        CacheIdentityError: if there are several, or one that is not among ``accepted`` (``None``: any is).
+    """
+    listing = ", ".join(f"{count} with the mark {origin.hex()}" for origin, count in counts.most_common())
+    if len(counts) > 1:
+        raise CacheIdentityError(
+            f"the cache {root} holds hidden states of several VLMs, prompts or settings, as if caches had been merged: "
+            f"{listing}. Use a cache of one of them, or cache the split again with another cache_path"
+        )
+    if accepted is not None and not counts.keys() <= accepted:
+        expected = " or ".join(sorted(origin.hex() for origin in accepted))
+        raise CacheIdentityError(
+            f"the cache {root} holds hidden states of another VLM, prompt or other settings than configured: "
+            f"{listing}, expected {expected}. Set agent.vlm (path, prompt_profile, hidden_length, max_tiles, dtype) "
+            "and agent.cam_type as they were in caching, or use another cache_path"
+        )
+
+
+def _refuse_loose_files(root: Path) -> None:
+    loose = loose_files(root) if root.is_dir() else []
+    if loose:
+        raise DamagedCache(
+            f"the cache {root} must hold folders of logs only, found the file{'s' if len(loose) > 1 else ''} "
+            f"{', '.join(path.name for path in loose[:_LISTED])}: NAVSIM fails on them. Move them elsewhere; "
+            f"{_REPAIR.format(root=root)} removes unfinished ones"
+        )
 
 
 def _repair(root: Path, layout: Layout, logs: Iterable[str] | None, identity: CacheIdentity | None) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from navsim_recogdrive.cache.failed import FailedFeature, FailedFeatureRead
-from navsim_recogdrive.cache.peek import read_content
+from navsim_recogdrive.cache.peek import cached_scene_folders, read_content
 from navsim_recogdrive.cache.scan import refuse_failed
 from navsim_recogdrive.cache.stored import DamagedFeature
 from navsim_recogdrive.policy.configuration import InvalidSetting
@@ -20,7 +20,7 @@ from navsim_recogdrive.policy.configuration import InvalidSetting
 logger = logging.getLogger(__name__)
 
 HOPELESS = 10
-"""Caching stops if this many scenes failed and none succeeded: then it is not the scenes."""
+"""Caching stops if this many scenes failed, none succeeded and the cache holds none: then it is not the scenes."""
 
 # Every scene would fail in the same way, or nothing works any more after it.
 _STOP = (InvalidSetting, ImportError, MemoryError, torch.cuda.OutOfMemoryError)
@@ -48,9 +48,10 @@ class FailedScenes:
     """
 
     def __init__(self, cache_path: Path | None, files: tuple[str, ...]) -> None:
-        self._catching = cache_path is not None
-        self._reason: str | None = None
-        self._succeeded = 0
+        self._cache_path = cache_path
+        self._files = files
+        self._error: Exception | None = None
+        self._succeeded = False
         self._failures: list[Failure] = []
         if cache_path is not None:
             # At the end of the task that holds the builders, or of the process. Never by a killed process: what it
@@ -61,33 +62,59 @@ class FailedScenes:
         """The result of ``compute``, or a :class:`~navsim_recogdrive.cache.failed.FailedFeature` under ``name``.
 
         Raises:
-            Exception: of ``compute``, where failures are not caught, where all scenes would fail in the same way, or
-                after :data:`HOPELESS` failures without a success.
+            Exception: of ``compute``, where failures are not caught or all scenes would fail in the same way.
         """
-        if not self._catching:
+        if self._cache_path is None:
             return compute()
-        if self._reason is not None:  # a second look at the same scene
-            return {name: FailedFeature(self._reason)}
+        if self._error is not None:  # a second look at the same scene
+            return {name: FailedFeature(_reason(self._error))}
         try:
             return compute()
         except Exception as error:
             if isinstance(error, _STOP) or "out of memory" in str(error).lower() or "CUDA error" in str(error):
                 raise
-            if not self._succeeded and len(self._failures) + 1 >= HOPELESS:
-                logger.error("The first %d scenes all failed, so it is not the scenes: stopping", HOPELESS)
-                raise
-            self._reason = f"{type(error).__name__}: {error}"
-            return {name: FailedFeature(self._reason)}
+            self._error = error
+            return {name: FailedFeature(_reason(error))}
 
     def close(self, log: str, token: str) -> FailedFeature | None:
-        """End a scene: ``None``, or what is to be stored in place of its token."""
-        reason, self._reason = self._reason, None
-        if reason is None:
-            self._succeeded += 1
+        """End a scene: ``None``, or what is to be stored in place of its token.
+
+        Raises:
+            Exception: the scene's own, after :data:`HOPELESS` failures without a success, now or in an earlier run.
+        """
+        error, self._error = self._error, None
+        if error is None:
+            self._succeeded = True
             return None
+        reason = _reason(error)
         logger.warning("Scene %s of log %s cannot be cached (%s); going on", token, log, reason)
         self._failures.append(Failure(log, token, reason))
+        if len(self._failures) >= HOPELESS and not self._succeeded:
+            # A run that goes on where another one ended may have nothing but that one's failed scenes left.
+            self._succeeded = self._holds_whole_scene()
+            if not self._succeeded:
+                logger.error("The first %d scenes all failed, so it is not the scenes: stopping", HOPELESS)
+                raise error
         return FailedFeature(reason)
+
+    def _holds_whole_scene(self) -> bool:
+        if self._cache_path is None:
+            return False
+        names = [f"{name}.gz" for name in self._files]
+        return any(_is_whole(folder, names) for folder in cached_scene_folders(self._cache_path, None, names[-1]))
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _is_whole(folder: Path, names: list[str]) -> bool:
+    try:
+        for name in names:
+            refuse_failed(folder / name, read_content(folder / name))
+    except DamagedFeature:
+        return False
+    return True
 
 
 def _report(failures: list[Failure], cache_path: Path, files: tuple[str, ...]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,6 +29,7 @@ from navsim_recogdrive.agents.feature_builders import (
 from navsim_recogdrive.agents.host import HostRun, check_training, running_training
 from navsim_recogdrive.agents.observations import camera_config, observation_from_agent_input
 from navsim_recogdrive.agents.target_builders import SceneTokenTargetBuilder, TrajectoryTargetBuilder
+from navsim_recogdrive.cache.stored import DamagedFeature
 from navsim_recogdrive.observation import HORIZON_POSES, POSE_INTERVAL_S
 from navsim_recogdrive.planner.checkpoints import load_planner_weights
 from navsim_recogdrive.planner.planner import DiffusionPlanner
@@ -41,6 +43,8 @@ from navsim_recogdrive.policy.objective import ImitationObjective, Objective
 from navsim_recogdrive.policy.optimization import lightning_optimizers
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
 from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
+
+logger = logging.getLogger(__name__)
 
 
 class ReCogDriveAgent(AbstractAgent):
@@ -186,14 +190,15 @@ class ReCogDriveAgent(AbstractAgent):
         """Plan for one scene; the same scene, checkpoint and seed give the same trajectory in every process.
 
         Raises:
-            SystemExit: if the cache to plan from does not hold the scene. Not an ordinary exception: the runners catch
-                those scene by scene, and v1.1 would leave the scene out of the mean.
+            SystemExit: if the cache to plan from does not hold the scene or is damaged. Not an ordinary exception: the
+                runners catch those scene by scene, and v1.1 would leave the scene out of the mean.
         """
         self.eval()
         observation = observation_from_agent_input(agent_input, self.config.vlm.cameras)
         try:
             plan = self._policy.plan(observation)
-        except SceneNotCached as error:
+        except (SceneNotCached, DamagedFeature) as error:
+            logger.error("%s", error)  # a Ray worker dies of the exit without its message
             raise SystemExit(str(error)) from error
         return make_trajectory(plan.poses, self._trajectory_sampling)
 

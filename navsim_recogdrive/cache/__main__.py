@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Callable, Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,20 @@ from typing import Any
 import torch
 
 from navsim_recogdrive.cache.codec import MODES
-from navsim_recogdrive.cache.conversion import ConversionReport, Entry, convert_foreign, convert_own, read_entry
+from navsim_recogdrive.cache.conversion import (
+    ConversionReport,
+    Entry,
+    check_precision,
+    check_target,
+    claim_target,
+    convert_foreign,
+    convert_own,
+    read_entry,
+)
 from navsim_recogdrive.cache.hidden_state import UNKNOWN_ORIGIN
-from navsim_recogdrive.cache.identity import CacheIdentity, CacheIdentityError, claim, read_identity
+from navsim_recogdrive.cache.identity import CacheIdentity, read_identity
 from navsim_recogdrive.cache.peek import cached_scene_folders
-from navsim_recogdrive.cache.scan import FOREIGN, SETTLE_S, Layout, ScanReport, remove, scan_cache
+from navsim_recogdrive.cache.scan import FOREIGN, SETTLE_S, Layout, ScanReport, loose_files, remove, scan_cache
 from navsim_recogdrive.policy.features import (
     EGO_CACHE,
     EGO_STATUS,
@@ -46,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command again goes on from here", file=sys.stderr)
         return 130
-    except (CacheIdentityError, FileNotFoundError, ValueError) as error:
+    except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -67,7 +77,8 @@ def inspect(options: argparse.Namespace) -> int:
         print(f"  made by: {'it does not say' if identity is None else identity.describe()}")
         for kind, report in reports.items():
             _print_report(kind, report, options.full)
-    return int(any(report.misleading for report in reports.values()))
+        _print_loose(options.root)
+    return int(any(report.misleading or report.loose for report in reports.values()))
 
 
 def repair(options: argparse.Namespace) -> int:
@@ -92,6 +103,7 @@ def repair(options: argparse.Namespace) -> int:
             else ""
         )
     )
+    _print_loose(options.root, {finding.path for finding in removed})
     return 0
 
 
@@ -101,22 +113,26 @@ def convert(options: argparse.Namespace) -> int:
     if (options.source_file is None) != (options.source_key is None):
         raise ValueError("--source-file and --source-key belong together")
     _require_folder(options.source)
-    if options.source.resolve() == options.target.resolve():
-        raise ValueError("SOURCE and TARGET are the same folder; a conversion writes a new one")
+    if (options.past_poses is None) != (options.ego_status is None):
+        raise ValueError("--past-poses and --ego-status belong together: they are one file of a scene")
+    if options.source_file is None and (options.past_poses or options.trajectory):
+        raise ValueError("--past-poses, --ego-status and --trajectory need --source-file and --source-key")
+    check_target(options.source.resolve(), options.target.resolve())
     common = (options.source, options.target, HIDDEN_STATE_LAYOUT, names, options.mode, options.workers)
     if options.source_file is None:
         identity = read_identity(options.source)
-        if identity is not None:
-            claim(options.target, replace(identity, mode=options.mode))
+        check_precision(identity, options.mode)
+        claim_target(
+            options.target, HIDDEN_STATE_LAYOUT, None if identity is None else replace(identity, mode=options.mode)
+        )
         report = convert_own(*common)
     else:
         identity = _stated_identity(options)
-        if identity is not None:
-            claim(options.target, identity)
+        claim_target(options.target, HIDDEN_STATE_LAYOUT, identity)
         report = convert_foreign(
             *common,
             state=Entry(options.source_file, options.source_key),
-            small=lambda folder: _small_features(folder, options),
+            small=_small_features(options),
             features=None if identity is None else identity.hidden_size,
             origin=UNKNOWN_ORIGIN if identity is None else identity.origin,
         )
@@ -126,10 +142,10 @@ def convert(options: argparse.Namespace) -> int:
 def estimate(options: argparse.Namespace) -> int:
     """Print what caching will take."""
     from navsim_recogdrive.policy.backbones import SharedBackbone
-    from navsim_recogdrive.policy.cache_estimate import SCENES, estimate_cache
+    from navsim_recogdrive.policy.cache_estimate import estimate_cache
 
     config = _vlm_config(options)
-    scenes = SCENES[options.scenes] if options.scenes in SCENES else int(options.scenes)
+    scenes = options.scenes
     processes = options.processes or max(1, torch.cuda.device_count())
     folder = options.cache_path
     folder.mkdir(parents=True, exist_ok=True)
@@ -171,10 +187,12 @@ def _parser() -> argparse.ArgumentParser:
 
     one = commands.add_parser("estimate", help="disk and hours of a split, from a few timed samples")
     one.add_argument("sensor_blobs", type=Path, help="a split's images: OPENSCENE_DATA_ROOT/sensor_blobs/trainval")
-    one.add_argument("--scenes", default="navtrain", help="navtrain, navtest or a number (default: navtrain)")
+    one.add_argument(
+        "--scenes", type=_scenes, default="navtrain", help="navtrain, navtest or a number (default: navtrain)"
+    )
     one.add_argument("--cache-path", type=Path, default=Path("."), help="folder on the disk of the cache to be")
-    one.add_argument("--samples", type=int, default=8, help="scenes to time (default: 8)")
-    one.add_argument("--processes", type=int, help="caching processes, one per GPU (default: the GPUs seen here)")
+    one.add_argument("--samples", type=_positive, default=8, help="scenes to time (default: 8)")
+    one.add_argument("--processes", type=_positive, help="caching processes, one per GPU (default: the GPUs seen here)")
     one.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     one.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="the VLM's")
     one.add_argument("--mode", default="bf16", choices=MODES, help="agent.cache_mode (default: bf16)")
@@ -207,7 +225,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("source", type=Path)
     one.add_argument("target", type=Path, help="a new folder, or one where a conversion was interrupted")
     one.add_argument("--mode", required=True, choices=MODES)
-    one.add_argument("--workers", type=int, default=min(8, os.cpu_count() or 1), help="threads")
+    one.add_argument("--workers", type=_positive, default=min(8, os.cpu_count() or 1), help="threads")
     one.add_argument("--source-file", metavar="FILE.gz", help="file of a scene with its hidden state")
     one.add_argument("--source-key", metavar="KEY", help="key of the hidden state, [L, D] floats, in its dict")
     for name, shape in (("past-poses", "[4, 3]"), ("ego-status", "[8]"), ("trajectory", "[8, 3]")):
@@ -218,11 +236,28 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, found {text!r}")
+    return int(text)
+
+
+def _scenes(text: str) -> int:
+    from navsim_recogdrive.policy.cache_estimate import SCENES
+
+    if text in SCENES:
+        return SCENES[text]
+    try:
+        return _positive(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(f"must be {', '.join(SCENES)} or a number from 1 on, found {text!r}") from None
+
+
 def _add_scan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, help="the cache: cache_path of run_dataset_caching.py")
     parser.add_argument("--full", action="store_true", help="read and decode everything: finds flipped bits too")
     parser.add_argument("--logs", nargs="+", metavar="LOG", help="only these logs")
-    parser.add_argument("--workers", type=int, default=4 * (os.cpu_count() or 1), help="threads")
+    parser.add_argument("--workers", type=_positive, default=4 * (os.cpu_count() or 1), help="threads")
 
 
 def _add_vlm(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -257,16 +292,18 @@ def _stated_identity(options: argparse.Namespace) -> CacheIdentity | None:
     return None if options.vlm is None else SharedBackbone(_vlm_config(options)).identity(options.mode)
 
 
-def _small_features(folder: Path, options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    content: dict[str, dict[str, Any]] = {TOKEN_CACHE: {TOKEN: folder.name}}
-    if options.past_poses is not None and options.ego_status is not None:
-        content[EGO_CACHE] = {
+def _small_features(options: argparse.Namespace) -> dict[str, Callable[[Path], dict[str, Any]]]:
+    makers: dict[str, Callable[[Path], dict[str, Any]]] = {TOKEN_CACHE: lambda folder: {TOKEN: folder.name}}
+    if options.past_poses is not None:
+        makers[EGO_CACHE] = lambda folder: {
             PAST_POSES: read_entry(folder, options.past_poses).float().reshape(4, 3),
             EGO_STATUS: read_entry(folder, options.ego_status).float().reshape(8),
         }
     if options.trajectory is not None:
-        content[TRAJECTORY_CACHE] = {TRAJECTORY: read_entry(folder, options.trajectory).float().reshape(8, 3)}
-    return content
+        makers[TRAJECTORY_CACHE] = lambda folder: {
+            TRAJECTORY: read_entry(folder, options.trajectory).float().reshape(8, 3)
+        }
+    return makers
 
 
 def _scan(options: argparse.Namespace, identity: CacheIdentity | None) -> dict[str, ScanReport]:
@@ -313,13 +350,26 @@ def _print_report(kind: str, report: ScanReport, full: bool) -> None:
     if len(report.findings) > _LISTED:
         print(f"    and {len(report.findings) - _LISTED} more")
     if report.findings:
-        print("    repair removes these files, so that caching computes their scenes again")
+        kinds = {finding.kind for finding in report.findings}
+        if kinds != {FOREIGN}:
+            print("    repair removes these files, so that caching computes their scenes again")
+        if FOREIGN in kinds:
+            print("    the foreign ones, of another VLM or prompt, only with repair --foreign")
+
+
+def _print_loose(root: Path, removed: Collection[Path] = ()) -> None:
+    for path in loose_files(root):
+        if path in removed:  # a dry run
+            continue
+        advice = "repair removes it" if path.suffix == ".partial" else "move it elsewhere"
+        print(f"  loose: {path} is no log's folder, and NAVSIM's Dataset fails on it; {advice}")
 
 
 def _plain(report: ScanReport) -> dict[str, Any]:
     return {
         "scenes": report.scenes,
         "incomplete": [str(path) for path in report.incomplete],
+        "loose": [str(path) for path in report.loose],
         "findings": [{"path": str(one.path), "kind": one.kind, "reason": one.reason} for one in report.findings],
         "file_bytes": dict(report.file_bytes),
         "states": [
@@ -334,6 +384,8 @@ def _print_conversion(report: ConversionReport, options: argparse.Namespace) -> 
         f"{report.converted} scenes converted to {options.mode} in {options.target}, {report.skipped} were there "
         f"already ({_size(report.source_bytes)} became {_size(report.target_bytes)})"
     )
+    if report.completed:
+        print(f"{report.completed} of those got files that they lacked")
     if report.rounded:
         print(f"{report.rounded} of them held values finer than bf16; mode fp32 keeps them")
     for folder, reason in list(report.failed.items())[:_LISTED]:

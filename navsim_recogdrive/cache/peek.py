@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import gzip
 import os
 import pickle
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +24,11 @@ _HEAD_BYTES = 4096
 _PAYLOAD_MAGIC = b"RcHS"
 # What a pickle may hold behind the payload: the ends of its tuples and dict.
 _TAIL_BYTES = 256
-_UNREADABLE = (OSError, EOFError, zlib.error, pickle.UnpicklingError, KeyError, ValueError, AttributeError)
+# A flipped bit in what stands before a payload can make the unpickler look for any name.
+_UNREADABLE = (
+    *(OSError, EOFError, zlib.error, pickle.UnpicklingError, KeyError, ValueError, AttributeError, ImportError),
+    *(IndexError, TypeError),
+)
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,8 @@ class HiddenStateHead:
 def cached_scene_folders(cache_path: Path, log_names: Iterable[str] | None, file_name: str) -> Iterator[Path]:
     """Folders ``cache_path/LOG/TOKEN`` that hold ``file_name``, in the order of ``log_names`` (``None``: all logs)."""
     for log in cached_logs(cache_path, log_names):
-        yield from (folder for folder in sorted(log.iterdir()) if (folder / file_name).is_file())
+        with suppress(FileNotFoundError):  # another process may take a log away
+            yield from (folder for folder in sorted(log.iterdir()) if (folder / file_name).is_file())
 
 
 def cached_logs(cache_path: Path, log_names: Iterable[str] | None) -> list[Path]:
@@ -124,10 +129,20 @@ def peek_feature(path: Path, name: str) -> Tensor:
     Raises:
         DamagedFeature: if the file cannot be read, naming it and what to do.
     """
+    return read_features(path, name)[name]
+
+
+def read_features(path: Path, *names: str) -> dict[str, Tensor]:
+    """All features in the cache file ``path``, ``names`` among them; damage of any kind is found.
+
+    Raises:
+        DamagedFeature: if the file cannot be read, naming it and what to do.
+    """
     try:
-        with gzip.open(path, "rb") as file:
-            features = pickle.load(file)
-        return features[name]
+        features: dict[str, Tensor] = pickle.loads(read_content(path))
+        for name in names:
+            features[name]
+        return features
     except _UNREADABLE as error:
         raise DamagedFeature(
             f"the cache file {path} cannot be read ({type(error).__name__}: {error}); a killed run leaves such files. "

@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from navsim_recogdrive.cache.failed import FAILED_MAGIC, FailedFeatureRead
 from navsim_recogdrive.cache.hidden_state import UNKNOWN_ORIGIN
-from navsim_recogdrive.cache.identity import CacheIdentity
+from navsim_recogdrive.cache.identity import FOLDER, CacheIdentity
 from navsim_recogdrive.cache.peek import cached_logs, check_size, peek_hidden_state, read_content
 from navsim_recogdrive.cache.stored import DamagedFeature
 from navsim_recogdrive.cache.unpickling import load_feature
@@ -34,6 +34,7 @@ DAMAGED, FAILED, FOREIGN, PARTIAL = "damaged", "failed", "foreign", "partial"
 SETTLE_S = 30.0
 """A file that changed less than this many seconds ago may still be being written by another process."""
 
+_UNFINISHED = ".partial"
 _SMALL_BYTES = 1 << 16
 _POLL_S = 0.5
 
@@ -83,6 +84,8 @@ class ScanReport:
         findings: files that must not be used.
         file_bytes: bytes of all files, by file name.
         states: how many hidden states there are, by (mode, rows, columns).
+        origins: how many of them there are of each mark of what computed them; those without a mark are not counted.
+        loose: files in the cache's root, at which NAVSIM's ``Dataset`` stops with an error.
     """
 
     scenes: int = 0
@@ -90,6 +93,8 @@ class ScanReport:
     findings: list[Finding] = field(default_factory=list)
     file_bytes: Counter[str] = field(default_factory=Counter)
     states: Counter[tuple[str, int, int]] = field(default_factory=Counter)
+    origins: Counter[bytes] = field(default_factory=Counter)
+    loose: list[Path] = field(default_factory=list)
 
     @property
     def misleading(self) -> list[Finding]:
@@ -104,6 +109,8 @@ class ScanReport:
         self.findings += other.findings
         self.file_bytes += other.file_bytes
         self.states += other.states
+        self.origins += other.origins
+        self.loose += other.loose
 
 
 def scan_cache(
@@ -116,7 +123,7 @@ def scan_cache(
     workers: int = 8,
     progress: bool = False,
 ) -> ScanReport:
-    """Look through a cache; changes nothing.
+    """Look through a cache; changes nothing. What another process removes meanwhile is left out.
 
     The quick scan reads small files whole, and of a hidden state its first 4 KB and its last 4 bytes, which tell if it
     was cut off. Other large files, and any that was written after the scene's last one, are read whole. The full
@@ -131,7 +138,11 @@ def scan_cache(
         workers: threads; reading and decompressing run beside each other.
         progress: show a progress bar.
     """
-    report = ScanReport()
+    report = ScanReport(loose=loose_files(root))
+    # Only this package's writers give such a name; the other files are somebody's, and not to be removed.
+    for path in [*report.loose, *(Path(entry.path) for entry in _entries(root / FOLDER))]:
+        if path.name.endswith(_UNFINISHED) and (modified_ns := _modified_ns(path)) is not None:
+            report.findings.append(Finding(path, PARTIAL, f"{path} is unfinished", modified_ns))
     folders = cached_logs(root, logs)
 
     def scan_log(folder: Path) -> ScanReport:
@@ -147,6 +158,38 @@ def scan_cache(
                 report.add(part)
                 bar.update()
     return report
+
+
+def loose_files(root: Path) -> list[Path]:
+    """Entries of a cache's root that are no folders, sorted; NAVSIM's ``Dataset`` takes them for logs and fails."""
+    with os.scandir(root) as entries:
+        return sorted(Path(entry.path) for entry in entries if not entry.is_dir())
+
+
+def count_origins(root: Path, file_name: str, workers: int = 8) -> Counter[bytes]:
+    """How many hidden states of a cache there are of each mark of what computed them; reads 4 KB of each.
+
+    Files without a mark, damaged ones and those that vanish meanwhile are not counted.
+
+    Args:
+        root: of the cache.
+        file_name: of a scene's hidden state, with its ending.
+        workers: threads.
+    """
+
+    def count_log(folder: Path) -> Counter[bytes]:
+        found: Counter[bytes] = Counter()
+        for scene in _subfolders(folder):
+            try:
+                found[peek_hidden_state(scene / file_name).origin] += 1
+            except DamagedFeature:
+                continue
+        return found
+
+    with ThreadPoolExecutor(max_workers=workers) as pool:
+        counts = sum(pool.map(count_log, cached_logs(root, None)), Counter[bytes]())
+    del counts[UNKNOWN_ORIGIN]
+    return counts
 
 
 def remove(findings: Sequence[Finding], settle_s: float = SETTLE_S) -> list[Finding]:
@@ -187,29 +230,45 @@ def _remove(finding: Finding) -> bool:
 
 
 def _unchanged(finding: Finding) -> bool:
+    return _modified_ns(finding.path) == finding.modified_ns
+
+
+def _modified_ns(path: Path) -> int | None:
+    """When a file was last written; ``None`` if it is gone."""
     try:
-        return finding.path.stat().st_mtime_ns == finding.modified_ns
+        return path.stat().st_mtime_ns
     except FileNotFoundError:
-        return False
+        return None
 
 
-def _subfolders(folder: Path) -> Iterator[Path]:
-    with os.scandir(folder) as entries:
-        yield from sorted(Path(entry.path) for entry in entries if entry.is_dir())
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder; nothing if it is gone."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except FileNotFoundError:
+        return []
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(Path(entry.path) for entry in _entries(folder) if entry.is_dir())
 
 
 def _scan_scene(folder: Path, layout: Layout, full: bool, identity: CacheIdentity | None, report: ScanReport) -> None:
     names = {f"{name}.gz": name for name in layout.files}
     found: dict[str, os.stat_result] = {}
     findings = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
+    for entry in _entries(folder):
+        try:
             if entry.name in names:
                 found[entry.name] = entry.stat()
-            elif entry.name.endswith(".partial"):
-                findings.append(Finding(Path(entry.path), PARTIAL, "unfinished", entry.stat().st_mtime_ns))
+            elif entry.name.endswith(_UNFINISHED):
+                reason = f"{entry.path} is unfinished"
+                findings.append(Finding(Path(entry.path), PARTIAL, reason, entry.stat().st_mtime_ns))
+        except FileNotFoundError:  # renamed or removed by the process that wrote it
+            continue
     last = found.get(f"{layout.files[-1]}.gz")
-    for name, stat in found.items():
+    for name, stat in list(found.items()):
         report.file_bytes[names[name]] += stat.st_size
         path = folder / name
         whole = last is None or stat.st_mtime_ns > last.st_mtime_ns
@@ -223,7 +282,11 @@ def _scan_scene(folder: Path, layout: Layout, full: bool, identity: CacheIdentit
         except _Foreign as error:
             findings.append(Finding(path, FOREIGN, str(error), stat.st_mtime_ns))
         except (DamagedFeature, OSError) as error:
-            findings.append(Finding(path, DAMAGED, str(error), stat.st_mtime_ns))
+            if _modified_ns(path) is None:
+                del found[name]
+                report.file_bytes[names[name]] -= stat.st_size
+            else:
+                findings.append(Finding(path, DAMAGED, str(error), stat.st_mtime_ns))
     report.findings += findings
     if len(found) < len(names):
         if found:
@@ -250,6 +313,8 @@ def _check_hidden_state(path: Path, size: int, full: bool, identity: CacheIdenti
     head = peek_hidden_state(path)
     check_size(path, head)
     report.states[head.info.mode, head.info.length, head.info.features] += 1
+    if head.origin != UNKNOWN_ORIGIN:
+        report.origins[head.origin] += 1
     if identity is not None and head.origin not in (identity.origin, UNKNOWN_ORIGIN):
         raise _Foreign(
             f"{path} is of another VLM or prompt than the cache (origin {head.origin.hex()}, expected "

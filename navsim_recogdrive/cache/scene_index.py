@@ -1,7 +1,7 @@
 """Finds the hidden state of a scene by the scene's key, in a cache whose folders are named by log and token.
 
-The index is made once, from the first bytes of every file, and kept in ``ROOT/_recogdrive``; later uses read only what
-has come since. A cache that cannot be written is indexed in memory.
+The index is made from the first bytes of every file and kept in ``ROOT/_recogdrive``; later uses read only the files
+that have come or changed since. A cache that cannot be written is indexed in memory.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ import json
 import logging
 import os
 import uuid
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import astuple, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 from tqdm import tqdm
 
 from navsim_recogdrive.cache.identity import FOLDER
-from navsim_recogdrive.cache.peek import cached_scene_folders, peek_hidden_state
+from navsim_recogdrive.cache.peek import cached_scene_folders, check_size, peek_hidden_state
 from navsim_recogdrive.cache.stored import DamagedFeature
 
 logger = logging.getLogger(__name__)
@@ -26,21 +29,43 @@ _FILE = "scene_index.json"
 _FORMAT = 1
 
 
+@dataclass(frozen=True)
+class IndexEntry:
+    """What the index knows of one file.
+
+    Attributes:
+        key: of the scene, hexadecimal; empty where the file has none or is damaged.
+        origin: mark of what computed the hidden state, hexadecimal.
+        size: of the file in bytes.
+        modified_ns: time of its last change; with the size it tells a file that was replaced.
+    """
+
+    key: str
+    origin: str
+    size: int
+    modified_ns: int
+
+
 class SceneIndex:
     """Scene keys of one cache.
 
     Args:
         root: of the cache.
         file_name: of a scene's hidden state, with its ending.
-        folders: hexadecimal key to ``LOG/TOKEN``.
+        entries: ``LOG/TOKEN`` to what is known of its file.
+
+    Attributes:
+        origins: how many scenes each mark of origin has.
         unusable: scenes whose file has no key or is damaged.
     """
 
-    def __init__(self, root: Path, file_name: str, folders: dict[str, str], unusable: int) -> None:
+    def __init__(self, root: Path, file_name: str, entries: dict[str, IndexEntry]) -> None:
         self._root = root
         self._file_name = file_name
-        self._folders = folders
-        self.unusable = unusable
+        usable = {folder: entry for folder, entry in entries.items() if entry.key}
+        self._folders = {entry.key: folder for folder, entry in usable.items()}
+        self.origins = Counter(entry.origin for entry in usable.values())
+        self.unusable = len(entries) - len(usable)
 
     def __len__(self) -> int:
         """Number of scenes that can be found."""
@@ -67,45 +92,53 @@ def open_scene_index(root: Path, file_name: str, workers: int = 16) -> SceneInde
     if not root.is_dir():
         raise FileNotFoundError(f"no hidden-state cache at {root}: not a folder")
     known = _read(root, file_name)
-    present = [f"{path.parent.name}/{path.name}" for path in cached_scene_folders(root, None, file_name)]
-    new = [folder for folder in present if folder not in known]
+    entries = {}
+    changed = []
+    for path in cached_scene_folders(root, None, file_name):
+        folder = f"{path.parent.name}/{path.name}"
+        found = (path / file_name).stat()
+        entry = known.get(folder)
+        if entry is not None and (entry.size, entry.modified_ns) == (found.st_size, found.st_mtime_ns):
+            entries[folder] = entry
+        else:
+            changed.append((folder, found.st_size, found.st_mtime_ns))
     with ThreadPoolExecutor(workers) as pool:
-        found = pool.map(lambda folder: _key(root / folder / file_name), new)
-        keys = dict(zip(new, tqdm(found, "Indexing the cache", len(new), unit="scene", disable=not new), strict=True))
-    readable = {folder: key for folder, key in keys.items() if key is not None}
-    current = {folder: key for folder in present if (key := known.get(folder) or readable.get(folder)) is not None}
-    if current != known:
-        _write(root, file_name, current)
-    return SceneIndex(root, file_name, {key: folder for folder, key in current.items()}, len(present) - len(current))
+        read = pool.map(lambda item: (item[0], _entry(root / item[0] / file_name, *item[1:])), changed)
+        entries.update(tqdm(read, "Indexing the cache", len(changed), unit="scene", disable=not changed))
+    if entries != known:
+        _write(root, file_name, entries)
+    return SceneIndex(root, file_name, entries)
 
 
-def _key(path: Path) -> str | None:
+def _entry(path: Path, size: int, modified_ns: int) -> IndexEntry:
     try:
-        key = peek_hidden_state(path).key
-    except DamagedFeature as error:
+        head = peek_hidden_state(path)
+        check_size(path, head)
+    except (DamagedFeature, OSError) as error:
         logger.warning("%s", error)
-        return None
-    return None if key is None else key.hex()
+        return IndexEntry("", "", size, modified_ns)
+    return IndexEntry("" if head.key is None else head.key.hex(), head.origin.hex(), size, modified_ns)
 
 
-def _read(root: Path, file_name: str) -> dict[str, str]:
-    """The stored index, ``LOG/TOKEN`` to key; empty where there is none that can be used."""
+def _read(root: Path, file_name: str) -> dict[str, IndexEntry]:
+    """The stored index; empty where there is none that can be used."""
     try:
         content = json.loads((root / FOLDER / _FILE).read_text(encoding="utf-8"))
         if (content["format"], content["file"]) == (_FORMAT, file_name):
-            return dict(content["keys"])
-    except (OSError, ValueError, KeyError, TypeError):
+            return {folder: IndexEntry(*values) for folder, values in content["scenes"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass
     return {}
 
 
-def _write(root: Path, file_name: str, keys: dict[str, str]) -> None:
+def _write(root: Path, file_name: str, entries: dict[str, IndexEntry]) -> None:
     partial = root / FOLDER / f"{_FILE}.{uuid.uuid4().hex}.partial"
-    content = {"format": _FORMAT, "file": file_name, "keys": keys}
+    scenes = {folder: astuple(entry) for folder, entry in entries.items()}
     try:
         partial.parent.mkdir(exist_ok=True)
-        partial.write_text(json.dumps(content), encoding="utf-8")
+        partial.write_text(json.dumps({"format": _FORMAT, "file": file_name, "scenes": scenes}), encoding="utf-8")
         os.replace(partial, root / FOLDER / _FILE)
     except OSError as error:
         logger.info("The index of %s is kept in memory, the cache cannot be written (%s)", root, error)
-        partial.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only file system refuses even what is not there
+            partial.unlink(missing_ok=True)

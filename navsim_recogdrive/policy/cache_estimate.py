@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
-import os
 import pickle
 import statistics
 import time
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
+from navsim_recogdrive.cache.identity import FOLDER
 from navsim_recogdrive.observation import DRIVING_COMMANDS, HISTORY_POSES, POSE_INTERVAL_S, Observation
 from navsim_recogdrive.policy.backbones import SharedBackbone, resolve_device
 
@@ -77,7 +79,7 @@ def estimate_cache(
     Args:
         backbone: the VLM.
         sensor_blobs: a split's images, ``LOG/CAM_F0/*.jpg``.
-        folder: a place on the cache's disk, for one file that is removed again.
+        folder: a cache, or any other folder on its disk; holds one file for a while, below ``_recogdrive``.
         samples: scenes to time, from as many logs as there are.
         mode: how hidden states are stored, one of :data:`~navsim_recogdrive.cache.codec.MODES`.
         device: where ``backbone`` computes.
@@ -89,8 +91,11 @@ def estimate_cache(
     cuda = resolve_device(device).type == "cuda"
     times: list[list[float]] = []
     sizes, shape = [], (0, 0)
-    path = folder / f"estimate.{os.getpid()}.partial"
     found = list(sample_images(sensor_blobs, backbone.config.cameras, samples + 1))
+    # Not in the cache's root, where NAVSIM would fail on it if this process were killed.
+    path = folder / FOLDER / f"estimate.{uuid.uuid4().hex}.partial"
+    made = not path.parent.exists()
+    path.parent.mkdir(parents=True, exist_ok=True)
     try:
         for index, images in enumerate(tqdm(found, desc="Timing", unit="scene")):
             marks = [time.perf_counter()]
@@ -111,6 +116,9 @@ def estimate_cache(
             shape = (rows.shape[1], rows.shape[2])
     finally:
         path.unlink(missing_ok=True)
+        if made:
+            with contextlib.suppress(OSError):  # another process writes there too
+                path.parent.rmdir()
     timed = times[1:] or times  # the first one warms up
     read, prepare, vlm, write = (statistics.median(column) for column in zip(*timed, strict=True))
     scene_bytes = statistics.mean(sizes) + _SMALL_FILES_BYTES

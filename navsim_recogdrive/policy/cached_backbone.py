@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from navsim_recogdrive.cache.identity import CacheIdentity, CacheIdentityError, check_same, read_identity
-from navsim_recogdrive.cache.peek import peek_feature
+from navsim_recogdrive.cache.peek import read_features
 from navsim_recogdrive.cache.scene_index import open_scene_index
+from navsim_recogdrive.cache.stored import DamagedFeature
 from navsim_recogdrive.observation import Observation
 from navsim_recogdrive.policy.backbones import SharedBackbone, hint_for_hidden_size
 from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig, VLMConfig
-from navsim_recogdrive.policy.features import HIDDEN_STATE, HIDDEN_STATE_CACHE, scene_key_of
+from navsim_recogdrive.policy.features import HIDDEN_STATE, HIDDEN_STATE_CACHE, SCENE_KEY, scene_key_of
 from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
 from navsim_recogdrive.vlm.prompts import load_profile
 
@@ -57,7 +58,7 @@ class CachedBackbone:
 
     Raises:
         FileNotFoundError: if there is no such folder.
-        CacheIdentityError: if the cache was made by another VLM, or for another prompt or other cameras.
+        CacheIdentityError: if the cache was made by another VLM or several, or for another prompt or other cameras.
         InvalidSetting: if the cache holds no hidden state that can be found.
     """
 
@@ -80,15 +81,22 @@ class CachedBackbone:
 
         Raises:
             SceneNotCached: if one is missing and there is nothing to compute it with.
-            DamagedFeature: if a cache file cannot be read.
+            DamagedFeature: if a cache file cannot be read, or is of another scene.
         """
         return torch.stack([self._hidden_state(observation) for observation in observations])
 
     def _hidden_state(self, observation: Observation) -> Tensor:
-        path = self._index.find(scene_key_of(observation, self._cameras, self._profile))
+        key = scene_key_of(observation, self._cameras, self._profile)
+        path = self._index.find(key)
         self.counts.add(path is not None)
         if path is not None:
-            return peek_feature(path, HIDDEN_STATE)
+            features = read_features(path, SCENE_KEY, HIDDEN_STATE)
+            if bytes(features[SCENE_KEY].tolist()) != key:
+                raise DamagedFeature(
+                    f"{path} holds the hidden state of another scene than when the cache was indexed: it was changed "
+                    "while this run reads it. Run again"
+                )
+            return features[HIDDEN_STATE]
         if not self._compute_missing:
             raise SceneNotCached(
                 f"the hidden-state cache {self._root} ({len(self._index)} scenes) does not hold this scene: it is of "
@@ -102,6 +110,15 @@ class CachedBackbone:
             raise InvalidSetting(
                 f"the cache {self._root} holds no hidden state that a scene can be found by ({self._index.unusable} "
                 "without key or damaged): give the folder that run_dataset_caching.py filled as cache_path"
+            )
+        expected = None if self.identity is None else self.identity.origin.hex()
+        foreign = {origin: count for origin, count in self._index.origins.items() if origin != expected}
+        if len(foreign) > (expected is None):
+            marks = ", ".join(f"{origin} on {count} scenes" for origin, count in sorted(self._index.origins.items()))
+            raise CacheIdentityError(
+                f"the cache {self._root} holds hidden states of several VLMs or prompts, as if caches had been merged: "
+                f"marks {marks}; its own is {expected or 'not known'}. Run python -m navsim_recogdrive.cache repair "
+                f"{self._root} --foreign and cache the split again"
             )
         if self.identity is None:
             logger.warning("The cache %s does not say what made it: nothing checks that it fits the VLM", self._root)
@@ -124,11 +141,15 @@ def open_evaluation_cache(config: PolicyConfig, vlm: SharedBackbone, checkpoint:
     Raises:
         FileNotFoundError: if there is no such folder.
         CacheIdentityError: if the cache is of another VLM or prompt than configured, or than the VLM in the checkpoint.
-        InvalidSetting: if the cache is empty, of another width, or not what the planner was trained with.
+        InvalidSetting: if the cache is empty, of another width, or not what the planner was trained with, or if missing
+            scenes are to be computed and no VLM is configured.
+        VLMCheckpointError: if missing scenes are to be computed and the VLM cannot be loaded.
     """
     if config.hidden_state_cache is None:
         raise InvalidSetting("agent.hidden_state_cache is not set")
     compute_missing = config.hidden_state_cache_miss == "vlm"
+    if compute_missing:
+        vlm.load()  # now: what fails in a scene the runners report, and go on
     source = CachedBackbone(config.hidden_state_cache, config.vlm, vlm, compute_missing=compute_missing)
     if source.identity is None:
         return source

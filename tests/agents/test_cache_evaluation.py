@@ -85,3 +85,32 @@ def test_a_cache_of_another_split_stops_at_the_first_scene(runners: Runners, cac
     output = runners.run(script, *overrides, "experiment_name=computed", "agent.hidden_state_cache_miss=vlm")
     assert "misses" in output
     assert " 0 misses" not in output
+
+
+def flip_a_bit(file: Path) -> None:
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
+def test_a_damaged_file_stops_scoring(runners: Runners, cache: Path, planner: Path, tmp_path: Path) -> None:
+    """Swallowed scene by scene it would raise v1.1's mean."""
+    damaged = shutil.copytree(cache, tmp_path / "damaged")
+    for file in damaged.glob("*/*/recogdrive_hidden_state.gz"):
+        flip_a_bit(file)
+    runners.cache_metrics()
+    script = "run_pdm_score_one_stage.py" if runners.major >= 2 else "run_pdm_score.py"
+    output = runners.run(
+        script,
+        *AGENT,
+        f"agent.checkpoint_path={planner}",
+        f"agent.hidden_state_cache={damaged}",
+        "train_test_split=test",
+        EVERY_FRAME,
+        "worker=sequential",
+        f"metric_cache_path={runners.experiments / 'metric_cache'}",
+        "experiment_name=damaged",
+        expect_failure=True,
+    )
+    assert f"the cache file {damaged}" in output
+    assert "navsim_recogdrive.cache repair" in output

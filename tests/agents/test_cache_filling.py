@@ -404,6 +404,33 @@ def test_a_cache_without_identity(full_cache: Cache, caplog: pytest.LogCaptureFi
     assert not (full_cache.root / "_recogdrive").exists(), "what is not known must not be claimed"
 
 
+def test_a_merged_cache_without_identity_is_refused(full_cache: Cache) -> None:
+    from navsim_recogdrive.cache.identity import CacheIdentityError
+
+    other = Cache(full_cache.root.with_name("other"), full_cache._make_agent, full_cache.loader)
+    other.fill(vlm={"max_tiles": 6})
+    shutil.rmtree(other.root / "_recogdrive")
+    shutil.rmtree(full_cache.root / "_recogdrive")
+    for force in (False, True):
+        with pytest.raises(CacheIdentityError, match=f"than configured: {SCENES} with the mark"):
+            other.fill(force=force)
+    with pytest.raises(CacheIdentityError, match=f"than configured: {SCENES} with the mark"):
+        other.train()
+    shutil.copytree(next(other.root.glob("world*")), full_cache.root / "merged")
+    several = r"several VLMs.*: \d with the mark \w{16}, \d with the mark \w{16}\."
+    for refused in (full_cache.train, full_cache.fill):
+        with pytest.raises(CacheIdentityError, match=several):
+            refused()
+
+
+def test_files_in_the_root_are_named(full_cache: Cache) -> None:
+    from navsim_recogdrive.agents.cache_use import DamagedCache
+
+    (full_cache.root / "README").write_text("x")
+    with pytest.raises(DamagedCache, match="found the file README: NAVSIM fails"):
+        full_cache.fill()
+
+
 @pytest.fixture
 def poisoned(cache: Cache) -> Iterator[str]:
     """One scene whose ego velocity is not a number; its token."""
@@ -450,7 +477,23 @@ def test_a_failed_scene_is_never_trained_on(cache: Cache, poisoned: str, monkeyp
     assert cache.train() == SCENES
 
 
-def test_where_all_scenes_fail_it_is_not_the_scenes(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_has_only_failed_scenes_left_tries_them_all(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
+    from navsim_recogdrive.agents import failed_scenes
+    from navsim_recogdrive.policy.backbones import SharedBackbone
+
+    assert len(cache.fill()) == SCENES
+    cache.age()
+    for path in cache.files()[1:]:
+        path.unlink()
+    monkeypatch.setattr(failed_scenes, "HOPELESS", 2)
+    monkeypatch.setattr(SharedBackbone, "features_of", lambda *_: (_ for _ in ()).throw(ValueError("a bad image")))
+    assert len(cache.fill()) == SCENES - 1
+    assert cache.check().scenes == 1
+
+
+def test_where_all_scenes_fail_it_is_not_the_scenes(
+    cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     from navsim_recogdrive.agents import failed_scenes
     from navsim_recogdrive.policy.backbones import SharedBackbone
 
@@ -459,9 +502,12 @@ def test_where_all_scenes_fail_it_is_not_the_scenes(cache: Cache, monkeypatch: p
 
     monkeypatch.setattr(SharedBackbone, "features_of", broken)
     monkeypatch.setattr(failed_scenes, "HOPELESS", 3)
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="not finite"), caplog.at_level(logging.ERROR):
         cache.fill()
+    gc.collect()
     assert len(list(cache.root.glob("world*/*"))) == 3
+    assert "3 scenes could not be cached" in caplog.text, "the last one is listed too"
+    assert not list(cache.root.glob("world*/*/*.gz"))
     monkeypatch.setattr(SharedBackbone, "features_of", lambda *_: (_ for _ in ()).throw(MemoryError()))
     with pytest.raises(MemoryError):
         cache.fill()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +21,7 @@ from navsim_recogdrive.cache.hidden_state import HiddenState
 from navsim_recogdrive.cache.identity import claim, read_identity
 from navsim_recogdrive.cache.peek import peek_feature, peek_hidden_state
 from navsim_recogdrive.cache.scene_key import SceneKey
+from navsim_recogdrive.policy import cache_estimate
 from navsim_recogdrive.policy.features import (
     EGO_CACHE,
     HIDDEN_STATE_CACHE,
@@ -82,9 +85,30 @@ def test_repair(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert sorted(cache.rglob("*")) == before
     assert main(["repair", str(cache)]) == 0
     assert sorted({*before} - {*cache.rglob("*")}) == [damaged]
+    capsys.readouterr()
+    assert main(["inspect", str(cache)]) == 1
+    assert "only with repair --foreign" in capsys.readouterr().out
     assert main(["repair", str(cache), "--foreign"]) == 0
     assert sorted({*before} - {*cache.rglob("*")}) == [damaged, foreign]
     assert _inspect(cache, capsys)[0] == 0
+
+
+def test_files_in_the_root(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    unfinished, note = cache / "estimate.1.partial", cache / "README"
+    for path in (unfinished, note):
+        path.write_bytes(b"x")
+        os.utime(path, (1.6e9, 1.6e9))
+    status, content = _inspect(cache, capsys)
+    assert (status, content["hidden_states"]["loose"]) == (1, [str(note), str(unfinished)])
+    assert main(["inspect", str(cache)]) == 1
+    printed = capsys.readouterr().out
+    assert f"{note} is no log's folder, and NAVSIM's Dataset fails on it; move it elsewhere" in printed
+    assert main(["repair", str(cache)]) == 0
+    printed = capsys.readouterr().out
+    assert f"removed {unfinished}" in printed
+    assert f"{note} is no log's folder" in printed
+    assert not unfinished.exists()
+    assert note.exists()
 
 
 def test_convert_between_modes(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,6 +142,51 @@ def test_convert_between_modes(cache: Path, tmp_path: Path, capsys: pytest.Captu
     assert main(["convert", str(cache), str(tmp_path / "int8"), "--mode", "bf16"]) == 2
     assert "mode differs" in capsys.readouterr().err
     assert main(["convert", str(cache), str(cache), "--mode", "int8"]) == 2
+
+
+def test_what_is_rounded_is_not_converted_to_a_finer_mode(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coarse = tmp_path / "int8"
+    assert main(["convert", str(cache), str(coarse), "--mode", "int8"]) == 0
+    for mode in ("bf16", "fp32"):
+        assert main(["convert", str(coarse), str(tmp_path / "fine"), "--mode", mode]) == 2
+        assert "the source is of mode int8" in capsys.readouterr().err
+    assert not (tmp_path / "fine").exists()
+    assert main(["convert", str(coarse), str(tmp_path / "copy"), "--mode", "int8"]) == 0
+    shutil.rmtree(coarse / "_recogdrive")
+    capsys.readouterr()
+    assert main(["convert", str(coarse), str(tmp_path / "fine"), "--mode", "bf16"]) == 1
+    assert "is of mode int8; in mode bf16 nothing would tell" in capsys.readouterr().out
+    source = ["--source-file", STATE, "--source-key", "hidden_state"]
+    assert main(["convert", str(coarse), str(tmp_path / "fine"), "--mode", "bf16", *source]) == 1
+    assert "without naming a source file and key" in capsys.readouterr().out
+    assert not list((tmp_path / "fine").glob("*/*/*"))
+
+
+def test_where_a_conversion_may_go(cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other"
+    claim(other, IDENTITY)
+    for target, reason in (
+        (cache / "log_0" / "int8", "must not lie within each other"),
+        (tmp_path, "must not lie within each other"),
+        (other / "int8", f"lies in the cache {other}"),
+    ):
+        before = sorted(tmp_path.rglob("*"))
+        assert main(["convert", str(cache), str(target), "--mode", "int8"]) == 2
+        assert reason in capsys.readouterr().err
+        assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_is_said(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, content: dict) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    monkeypatch.setattr(conversion, "write_feature", full)
+    assert main(["convert", str(cache), str(tmp_path / "int8"), "--mode", "int8"]) == 2
+    assert "error: [Errno 28] No space left on device" in capsys.readouterr().err
 
 
 def test_an_interrupted_conversion_goes_on(
@@ -175,6 +244,43 @@ def test_convert_a_cache_of_other_software(tmp_path: Path, capsys: pytest.Captur
     assert peek_feature(folder / f"{TOKEN_CACHE}.gz", "token") == f"{2:016x}"
 
 
+def test_a_conversion_goes_on_with_the_same_settings_only(
+    tmp_path: Path, tiny_vlm: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _foreign(tmp_path / "source")
+    command = ["convert", str(tmp_path / "source"), str(tmp_path / "target")]
+    source = ["--source-file", "vlm.gz", "--source-key", "states"]
+    assert main([*command, "--mode", "int8", *source]) == 0
+    capsys.readouterr()
+    assert main([*command, "--mode", "bf16", *source]) == 1
+    assert "is there in mode int8, not bf16: use another target" in capsys.readouterr().out
+    assert main([*command, "--mode", "int8", *source, "--vlm", str(tiny_vlm), "--hidden-length", "900"]) == 2
+    assert "without saying what made them" in capsys.readouterr().err
+    for half in ("--past-poses", "--ego-status"):
+        assert main([*command, "--mode", "int8", *source, half, "vlm.gz:past"]) == 2
+        assert "belong together" in capsys.readouterr().err
+    small = ["--past-poses", "vlm.gz:past", "--ego-status", "vlm.gz:status", "--trajectory", "vlm.gz:future"]
+    assert main([*command[:1], *command[1:], "--mode", "int8", *small]) == 2
+    assert "need --source-file" in capsys.readouterr().err
+    assert _inspect(tmp_path / "target", capsys)[1]["hidden_states"]["scenes"] == 0
+    assert main([*command, "--mode", "int8", *source, *small]) == 0
+    assert "3 of those got files that they lacked" in capsys.readouterr().out
+    assert _inspect(tmp_path / "target", capsys, "--full")[1]["hidden_states"]["scenes"] == 3
+    claim(tmp_path / "claimed", IDENTITY)
+    command[2] = str(tmp_path / "claimed")
+    assert main([*command, "--mode", "bf16", *source]) == 2
+    assert "nobody says what made the source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("--samples", "0"), ("--processes", "-1"), ("--scenes", "0"), ("--scenes", "navtran")]
+)
+def test_numbers_of_an_estimate(option: str, value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["estimate", "blobs", "--vlm", "vlm", option, value])
+    assert f"argument {option}: must be" in capsys.readouterr().err
+
+
 def test_what_other_software_holds_is_checked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source, target = tmp_path / "source", tmp_path / "target"
     _foreign(source)
@@ -221,7 +327,9 @@ def test_finer_than_bf16_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "1 of them held values finer than bf16" in capsys.readouterr().out
 
 
-def test_estimate(tmp_path: Path, tiny_vlm: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_estimate(
+    tmp_path: Path, tiny_vlm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for log in ("a", "b"):
         (tmp_path / "blobs" / log / "CAM_F0").mkdir(parents=True)
         for index in range(2):
@@ -238,6 +346,15 @@ def test_estimate(tmp_path: Path, tiny_vlm: Path, capsys: pytest.CaptureFixture[
     assert content["disk_bytes"] == pytest.approx(1000 * content["scene_bytes"])
     assert 20_000 < content["scene_bytes"] < 640 * 32 * 2 + 20_000
     assert not list((tmp_path / "cache").iterdir())
+    claim(tmp_path / "cache", IDENTITY)
+    with monkeypatch.context() as patch:
+        patch.setattr(cache_estimate.pickle, "dump", lambda *_: os._exit(9))  # as if it were killed
+        if (child := os.fork()) == 0:
+            main(command)
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 9
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["_recogdrive"]
+    assert len(list((tmp_path / "cache" / "_recogdrive").glob("estimate.*.partial"))) == 1
     assert main([*command]) == 0
     assert "103288 scenes" in capsys.readouterr().out
     assert main(["estimate", str(tmp_path / "cache"), *command[2:]]) == 2

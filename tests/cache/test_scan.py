@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_cache import IDENTITY, LAYOUT, cut, dump, flip, write_cache, write_scene
 
+from navsim_recogdrive.cache import scan
 from navsim_recogdrive.cache.failed import FailedFeature
-from navsim_recogdrive.cache.scan import DAMAGED, FAILED, FOREIGN, PARTIAL, remove, scan_cache
+from navsim_recogdrive.cache.scan import DAMAGED, FAILED, FOREIGN, PARTIAL, count_origins, remove, scan_cache
 
 
 @pytest.mark.parametrize("mode", ["bf16", "int8", "fp32"])
@@ -87,6 +90,64 @@ def test_failed_and_foreign_features_and_unfinished_files(tmp_path: Path) -> Non
     assert "no camera image" in next(one.reason for one in report.findings if one.kind == FAILED)
     assert {finding.path.parent for finding in report.misleading} == {folders[0], folders[1]}
     assert report.scenes == 2
+
+
+def test_files_in_the_root(tmp_path: Path) -> None:
+    write_cache(tmp_path)
+    (tmp_path / "_recogdrive").mkdir()
+    for name in ("README", "estimate.1.partial", "_recogdrive/estimate.2.partial", "_recogdrive/identity.json"):
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (1.6e9, 1.6e9))
+    report = scan_cache(tmp_path, LAYOUT)
+    assert report.loose == [tmp_path / "README", tmp_path / "estimate.1.partial"]
+    assert len(remove(report.findings)) == 2
+    assert not list(tmp_path.rglob("*.partial"))
+    assert (tmp_path / "README").exists()
+
+
+@pytest.mark.parametrize("vanishing", ["state.gz", "token.gz", "ego.gz.1.partial", ""])
+def test_what_another_process_removes_meanwhile_is_no_finding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, vanishing: str
+) -> None:
+    folders = write_cache(tmp_path)
+    (folders[0] / "ego.gz.1.partial").write_bytes(b"x")
+    listing = scan._entries
+
+    def then_vanish(folder: Path) -> list[os.DirEntry[str]]:
+        entries = listing(folder)
+        if vanishing and folder == folders[0]:
+            (folder / vanishing).unlink()
+        elif not vanishing and folder == folders[0].parent:
+            shutil.rmtree(folders[0])
+        return entries
+
+    monkeypatch.setattr(scan, "_entries", then_vanish)
+    report = scan_cache(tmp_path, LAYOUT)
+    assert [finding.kind for finding in report.findings if finding.kind != PARTIAL] == []
+    assert report.scenes == (4 if vanishing.endswith(".partial") else 3)
+
+
+def test_a_file_that_vanishes_while_it_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = write_cache(tmp_path)
+    check = scan._check_hidden_state
+
+    def late(path: Path, *arguments: Any) -> None:
+        if path.parent == folders[0]:
+            path.unlink()
+        check(path, *arguments)
+
+    monkeypatch.setattr(scan, "_check_hidden_state", late)
+    report = scan_cache(tmp_path, LAYOUT)
+    assert (report.scenes, report.findings, report.incomplete) == (3, [], [folders[0]])
+
+
+def test_count_origins(tmp_path: Path) -> None:
+    folders = write_cache(tmp_path, origin=IDENTITY.origin)
+    write_scene(folders[1])
+    write_scene(folders[2], origin=b"another!")
+    cut(folders[3] / "state.gz", 0.0)
+    assert count_origins(tmp_path, "state.gz") == {IDENTITY.origin: 1, b"another!": 1}
+    assert scan_cache(tmp_path, LAYOUT).origins == {IDENTITY.origin: 1, b"another!": 1}
 
 
 def test_remove(tmp_path: Path) -> None:
