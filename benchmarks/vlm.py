@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from vlm_shapes import SHAPES, RandomInternVL, Shape
+from vlm_shapes import SHAPES, Shape, random_internvl
 
 from navsim_recogdrive.observation import Observation
 from navsim_recogdrive.planner import DiffusionPlanner, PlannerConfig
@@ -42,7 +42,7 @@ PUBLISHED_LENGTH = 2800
 def build_backbone(options: argparse.Namespace) -> Backbone:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_qwen2_tokenizer(write_tiny_checkpoint(Path(folder) / "tokenizer"))
-    family = RandomInternVL(
+    family = random_internvl(
         SHAPES[options.shape],
         added_token_id(tokenizer, "<IMG_CONTEXT>"),
         getattr(torch, options.dtype),

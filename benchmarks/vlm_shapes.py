@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import InternVLModel
 
 from navsim_recogdrive.vlm.attention import kernel_name
-from navsim_recogdrive.vlm.internvl import InternVL, native_config
-from navsim_recogdrive.vlm.internvl_config import InternVLArchitecture, read_hub_internvl
+from navsim_recogdrive.vlm.internvl import InternVL, blueprint
+from navsim_recogdrive.vlm.internvl_config import read_hub_internvl
 
 
 @dataclass(frozen=True)
@@ -92,13 +91,10 @@ SHAPES = {
 }
 
 
-class RandomInternVL(InternVL):
-    """An InternVL of a given shape with random weights, made on its device instead of loaded."""
-
-    def __init__(self, shape: Shape, image_token_id: int, dtype: torch.dtype, device: str, attention: str) -> None:
-        self.architecture: InternVLArchitecture = read_hub_internvl(Path("config.json"), shape.config())
-        config = native_config(self.architecture, image_token_id)
-        with torch.device(device):
-            self.model = InternVLModel._from_config(config, attn_implementation=kernel_name(attention), dtype=dtype)
-        self.model.requires_grad_(False).eval()
-        self.generator = None
+def random_internvl(shape: Shape, image_token_id: int, dtype: torch.dtype, device: str, attention: str) -> InternVL:
+    """An InternVL with random weights, made on its device instead of loaded."""
+    architecture = read_hub_internvl(Path("config.json"), shape.config())
+    plan = blueprint(architecture, (), image_token_id)
+    with torch.device(device):
+        model = plan.kind._from_config(plan.config, attn_implementation=kernel_name(attention), dtype=dtype)
+    return InternVL(architecture, model.requires_grad_(False).eval())

@@ -104,6 +104,25 @@ class FailedScenes:
         return any(_is_whole(folder, names) for folder in cached_scene_folders(self._cache_path, None, names[-1]))
 
 
+class CachedBuilder:
+    """What this package's feature and target builders share: a file in the cache, and scenes that may fail.
+
+    Args:
+        failed: what to do with scenes that fail.
+    """
+
+    file_name: str
+    """Name of the cache file, without its ending."""
+
+    def __init__(self, failed: FailedScenes) -> None:
+        super().__init__()
+        self._failed = failed
+
+    def get_unique_name(self) -> str:
+        """Name of the cache file, without its ending."""
+        return self.file_name
+
+
 def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 

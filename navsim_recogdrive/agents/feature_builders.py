@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from navsim_recogdrive.agents.compat import AbstractFeatureBuilder, AgentInput
-from navsim_recogdrive.agents.failed_scenes import FailedScenes
+from navsim_recogdrive.agents.failed_scenes import CachedBuilder, FailedScenes
 from navsim_recogdrive.agents.observations import observation_from_agent_input
 from navsim_recogdrive.policy.backbones import SharedBackbone
 from navsim_recogdrive.policy.features import (
@@ -26,7 +26,7 @@ from navsim_recogdrive.policy.features import (
 from navsim_recogdrive.policy.image_features import tile_features
 
 
-class HiddenStateFeatureBuilder(AbstractFeatureBuilder):
+class HiddenStateFeatureBuilder(CachedBuilder, AbstractFeatureBuilder):
     """The VLM's hidden state of the camera images and the prompt, ``[L, D]``, and the key of what it saw.
 
     Args:
@@ -35,15 +35,12 @@ class HiddenStateFeatureBuilder(AbstractFeatureBuilder):
         mode: how hidden states are stored, one of :data:`~navsim_recogdrive.cache.codec.MODES`.
     """
 
-    def __init__(self, backbone: SharedBackbone, failed: FailedScenes, mode: str = "bf16") -> None:
-        super().__init__()
-        self._backbone = backbone
-        self._failed = failed
-        self._mode = mode
+    file_name = HIDDEN_STATE_CACHE
 
-    def get_unique_name(self) -> str:
-        """Name of the cache file, without its ending."""
-        return HIDDEN_STATE_CACHE
+    def __init__(self, backbone: SharedBackbone, failed: FailedScenes, mode: str = "bf16") -> None:
+        super().__init__(failed)
+        self._backbone = backbone
+        self._mode = mode
 
     def compute_features(self, agent_input: AgentInput) -> dict[str, Any]:
         """``{"scene_key": [16] uint8, "hidden_state": [L, D]}``, which NAVSIM's cache pickles small.
@@ -64,7 +61,7 @@ class HiddenStateFeatureBuilder(AbstractFeatureBuilder):
         return self._failed.attempt(HIDDEN_STATE, compute)
 
 
-class ImageTilesFeatureBuilder(AbstractFeatureBuilder):
+class ImageTilesFeatureBuilder(CachedBuilder, AbstractFeatureBuilder):
     """What the VLM computes a hidden state from, image tiles and prompt, for training without cached hidden states.
 
     Args:
@@ -72,14 +69,11 @@ class ImageTilesFeatureBuilder(AbstractFeatureBuilder):
         failed: what to do with scenes that fail.
     """
 
-    def __init__(self, backbone: SharedBackbone, failed: FailedScenes) -> None:
-        super().__init__()
-        self._backbone = backbone
-        self._failed = failed
+    file_name = IMAGE_TILES_CACHE
 
-    def get_unique_name(self) -> str:
-        """Name of the cache file, without its ending."""
-        return IMAGE_TILES_CACHE
+    def __init__(self, backbone: SharedBackbone, failed: FailedScenes) -> None:
+        super().__init__(failed)
+        self._backbone = backbone
 
     def compute_features(self, agent_input: AgentInput) -> dict[str, Any]:
         """Those of :func:`~navsim_recogdrive.policy.image_features.tile_features`; tiles store themselves as WebP.
@@ -98,20 +92,14 @@ class ImageTilesFeatureBuilder(AbstractFeatureBuilder):
         return self._failed.attempt(IMAGE_TILES, compute)
 
 
-class EgoFeatureBuilder(AbstractFeatureBuilder):
+class EgoFeatureBuilder(CachedBuilder, AbstractFeatureBuilder):
     """Ego history ``past_poses`` [4, 3] and ``ego_status`` [8], float32.
 
     Args:
         failed: what to do with scenes that fail.
     """
 
-    def __init__(self, failed: FailedScenes) -> None:
-        super().__init__()
-        self._failed = failed
-
-    def get_unique_name(self) -> str:
-        """Name of the cache file, without its ending."""
-        return EGO_CACHE
+    file_name = EGO_CACHE
 
     def compute_features(self, agent_input: AgentInput) -> dict[str, Any]:
         """``{"past_poses": [4, 3], "ego_status": [8]}``, metres, radians, m/s, m/s^2, ego frame.

@@ -8,25 +8,19 @@ import numpy as np
 import torch
 
 from navsim_recogdrive.agents.compat import AbstractTargetBuilder, Scene
-from navsim_recogdrive.agents.failed_scenes import FailedScenes
+from navsim_recogdrive.agents.failed_scenes import CachedBuilder
 from navsim_recogdrive.observation import HORIZON_POSES
 from navsim_recogdrive.policy.features import TOKEN, TOKEN_CACHE, TRAJECTORY, TRAJECTORY_CACHE
 
 
-class TrajectoryTargetBuilder(AbstractTargetBuilder):
+class TrajectoryTargetBuilder(CachedBuilder, AbstractTargetBuilder):
     """The expert's next 4 seconds: 8 poses at 0.5 s, metres and radians in the current ego frame.
 
     Args:
         failed: what to do with scenes that fail.
     """
 
-    def __init__(self, failed: FailedScenes) -> None:
-        super().__init__()
-        self._failed = failed
-
-    def get_unique_name(self) -> str:
-        """Name of the cache file, without its ending."""
-        return TRAJECTORY_CACHE
+    file_name = TRAJECTORY_CACHE
 
     def compute_targets(self, scene: Scene) -> dict[str, Any]:
         """``{"trajectory": [8, 3] float32}``.
@@ -54,7 +48,7 @@ class TrajectoryTargetBuilder(AbstractTargetBuilder):
         return self._failed.attempt(TRAJECTORY, compute)
 
 
-class SceneTokenTargetBuilder(AbstractTargetBuilder):
+class SceneTokenTargetBuilder(CachedBuilder, AbstractTargetBuilder):
     """The scene token, so that errors in training can name their scene (and a reward can find it).
 
     The last of a scene's builders, and the first that knows its token: it also ends a scene that failed.
@@ -63,13 +57,7 @@ class SceneTokenTargetBuilder(AbstractTargetBuilder):
         failed: what to do with scenes that fail.
     """
 
-    def __init__(self, failed: FailedScenes) -> None:
-        super().__init__()
-        self._failed = failed
-
-    def get_unique_name(self) -> str:
-        """Name of the cache file, without its ending."""
-        return TOKEN_CACHE
+    file_name = TOKEN_CACHE
 
     def compute_targets(self, scene: Scene) -> dict[str, Any]:
         """``{"token": str}``; the default collate makes a list of str of a batch."""

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -106,8 +107,9 @@ class CacheIdentity:
         return ", ".join(f"{name} {value}" for name, value in shown.items())
 
 
+@lru_cache(maxsize=1)
 def package_version() -> str:
-    """Version of the installed navsim-recogdrive."""
+    """Version of the installed navsim-recogdrive; looked up once, it is asked for with every scene."""
     try:
         return version("navsim-recogdrive")
     except PackageNotFoundError:

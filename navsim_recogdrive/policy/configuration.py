@@ -194,6 +194,9 @@ class PolicyConfig:
             mode), on image tiles that the VLM sees in every step.
         cache_mode: how hidden states are cached, one of :data:`~navsim_recogdrive.cache.codec.MODES`; a cache of any
             mode can be trained from.
+        hidden_state_cache: folder of a cache of the evaluated split, read in place of running the VLM; ``None``: run
+            it.
+        hidden_state_cache_miss: what a scene that the cache lacks leads to: ``error``, or ``vlm`` to run it.
         lora: shape of the adapters for ``vlm.training=lora``.
     """
 
@@ -253,15 +256,18 @@ class PolicyConfig:
             "optimizer": OptimizerConfig,
             "lora": LoRA,
         }
-        beside = {name: settings[name] for name in ("vlm_type", "cam_type") if name in settings}
-        settings = {name: value for name, value in settings.items() if name not in beside}
-        if beside:
-            settings["vlm"] = {**settings.get("vlm", {}), **beside}
         parts: dict[str, Any] = {
             name: build_settings(kinds[name], value, name) if name in kinds else value
-            for name, value in settings.items()
+            for name, value in with_vlm_group(settings).items()
         }
         return build_settings(cls, parts, "agent")
+
+
+def with_vlm_group(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings with ``vlm_type`` and ``cam_type``, which configurations keep beside ``vlm``, moved into it."""
+    beside = {name: settings[name] for name in ("vlm_type", "cam_type") if name in settings}
+    grouped = {name: value for name, value in settings.items() if name not in beside}
+    return {**grouped, "vlm": {**grouped.get("vlm", {}), **beside}}
 
 
 def _require_int(name: str, value: object, minimum: int) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from navsim_recogdrive.observation import HORIZON_POSES, POSE_INTERVAL_S, Observation, PlannedTrajectory
 from navsim_recogdrive.policy.backbones import SharedBackbone
-from navsim_recogdrive.policy.configuration import InvalidSetting, VLMConfig, build_settings
+from navsim_recogdrive.policy.configuration import InvalidSetting, VLMConfig, build_settings, with_vlm_group
 from navsim_recogdrive.vlm.answers import parse_trajectory
 from navsim_recogdrive.vlm.identity import read_hidden_size
 
@@ -71,12 +71,8 @@ class TextPolicyConfig:
         Raises:
             InvalidSetting: for a name that does not exist, listing those that do, or a value that cannot work.
         """
-        parts = dict(settings)
-        vlm = dict(parts.get("vlm", {}))
-        for beside in ("vlm_type", "cam_type"):
-            if beside in parts:
-                vlm[beside] = parts.pop(beside)
-        parts["vlm"] = build_settings(VLMConfig, vlm, "vlm")
+        parts = with_vlm_group(settings)
+        parts["vlm"] = build_settings(VLMConfig, parts["vlm"], "vlm")
         parts["generation"] = build_settings(GenerationSettings, parts.get("generation", {}), "generation")
         return build_settings(cls, parts, "agent")
 

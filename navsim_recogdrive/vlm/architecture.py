@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from navsim_recogdrive.vlm.checkpoint_files import VLMCheckpointError, read_json
 
@@ -67,6 +68,22 @@ class Architecture(Protocol):
     def rows_per_tile(self, height: int, width: int) -> int:
         """Rows that one tile of ``height`` x ``width`` pixels becomes in the language model."""
         ...
+
+
+class LanguageSizes:
+    """What every architecture reads off the keyword arguments of its language model."""
+
+    text: Mapping[str, Any]
+
+    @property
+    def max_positions(self) -> int:
+        """Longest sequence of the language model."""
+        return int(self.text["max_position_embeddings"])
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Rows of the embedding matrix."""
+        return int(self.text["vocab_size"])
 
 
 def default_hidden_length(architecture: Architecture, cameras: int, max_tiles: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -18,11 +18,10 @@ from transformers import (
     Qwen2Config,
 )
 
-from navsim_recogdrive.vlm.checkpoint_files import StoredTensor
 from navsim_recogdrive.vlm.family import ImageRows
 from navsim_recogdrive.vlm.internvl_config import InternVLArchitecture
 from navsim_recogdrive.vlm.tiling import normalize_tiles
-from navsim_recogdrive.vlm.weights import build_model
+from navsim_recogdrive.vlm.weights import Blueprint, split_head
 
 _RENAMES = (
     (r"^language_model\.model\.", "language_model."),
@@ -52,33 +51,12 @@ class InternVL:
 
     Args:
         architecture: from ``config.json``.
-        directory: the checkpoint, for error messages.
-        tensors: from :func:`~navsim_recogdrive.vlm.checkpoint_files.stored_tensors`.
-        image_token_id: id of the token that stands for one row of an image; 151667 in published checkpoints.
-        with_head: load the language modelling head too. Over 2800 rows it would cost more than a tenth of the whole
-            forward pass and 1.7 GB (2B), so hidden states are computed without it.
-        placement: ``dtype``, ``device`` and ``attention`` of :func:`~navsim_recogdrive.vlm.weights.build_model`.
+        built: transformers' model of :func:`blueprint`.
     """
 
-    def __init__(
-        self,
-        architecture: InternVLArchitecture,
-        directory: Path,
-        tensors: dict[str, StoredTensor],
-        *,
-        image_token_id: int,
-        with_head: bool = False,
-        **placement: Any,
-    ) -> None:
+    def __init__(self, architecture: InternVLArchitecture, built: Any) -> None:
         self.architecture = architecture
-        tied = architecture.tied_head and not any(name in tensors for name in _LM_HEADS)
-        config = native_config(architecture, image_token_id, tied)
-        kind = InternVLForConditionalGeneration if with_head else InternVLModel
-        built = build_model(
-            kind, config, directory, tensors, lambda stored: native_names(stored, with_head), **placement
-        )
-        self.generator = built if with_head else None
-        self.model = built.model if with_head else built
+        self.generator, self.model = split_head(built)
 
     def image_rows(self, tiles: Tensor) -> ImageRows:
         """Vision tower, pixel shuffle and projector: ``[N, tile, tile, 3]`` uint8 -> rows ``[N, 256, D]``."""
@@ -98,6 +76,25 @@ class InternVL:
         return {"pixel_values": normalize_tiles(tiles).to(self.model.vision_tower.dtype)}
 
 
+def blueprint(
+    architecture: InternVLArchitecture, stored: Collection[str], image_token_id: int, with_head: bool = False
+) -> Blueprint:
+    """How transformers builds this model from weights named ``stored``."""
+    tied = architecture.tied_head and not any(name in stored for name in _LM_HEADS)
+    config = InternVLConfig(
+        vision_config=InternVLVisionConfig(**architecture.vision),
+        text_config=Qwen2Config(**architecture.text, tie_word_embeddings=tied),
+        image_token_id=image_token_id,
+        image_seq_length=architecture.image_tokens_per_tile,
+        downsample_ratio=architecture.downsample_ratio,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        tie_word_embeddings=tied,
+    )
+    kind = InternVLForConditionalGeneration if with_head else InternVLModel
+    return Blueprint(kind, config, lambda name: native_names(name, with_head))
+
+
 def native_names(stored: str, with_head: bool = False) -> tuple[str, ...]:
     """The parameters that a stored tensor fills: one; query, key and value for a fused one; none for an unused head."""
     if stored in _LM_HEADS:
@@ -109,17 +106,3 @@ def native_names(stored: str, with_head: bool = False) -> tuple[str, ...]:
     if fused := _FUSED.match(name):
         return tuple(f"{prefix}{fused[1]}{part}_proj.{fused[2]}" for part in "qkv")
     return (prefix + name,)
-
-
-def native_config(architecture: InternVLArchitecture, image_token_id: int, tied_head: bool = False) -> InternVLConfig:
-    """The architecture as transformers configures its InternVL."""
-    return InternVLConfig(
-        vision_config=InternVLVisionConfig(**architecture.vision),
-        text_config=Qwen2Config(**architecture.text, tie_word_embeddings=tied_head),
-        image_token_id=image_token_id,
-        image_seq_length=architecture.image_tokens_per_tile,
-        downsample_ratio=architecture.downsample_ratio,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        tie_word_embeddings=tied_head,
-    )

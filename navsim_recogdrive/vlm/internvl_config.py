@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from navsim_recogdrive.vlm.architecture import ImageTokens
+from navsim_recogdrive.vlm.architecture import ImageTokens, LanguageSizes
 from navsim_recogdrive.vlm.config_section import ACTIVATIONS, ConfigSection, read_head_size, read_rope, read_text
 from navsim_recogdrive.vlm.tile_grid import tile_grid
 
@@ -29,7 +29,7 @@ _NATIVE_VISION = {name: name for name in (*_HUB_VISION, "hidden_dropout_prob")}
 
 
 @dataclass(frozen=True)
-class InternVLArchitecture:
+class InternVLArchitecture(LanguageSizes):
     """What ``config.json`` says about the model.
 
     Attributes:
@@ -54,16 +54,6 @@ class InternVLArchitecture:
 
     vlm_type = "internvl"
     image_tokens = ImageTokens("<img>", "<IMG_CONTEXT>", "</img>")
-
-    @property
-    def max_positions(self) -> int:
-        """Longest sequence of the language model."""
-        return int(self.text["max_position_embeddings"])
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Rows of the embedding matrix."""
-        return int(self.text["vocab_size"])
 
     @property
     def canonical(self) -> str:

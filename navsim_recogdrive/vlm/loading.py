@@ -7,16 +7,17 @@ from typing import Any
 
 import torch
 
+from navsim_recogdrive.vlm import internvl
 from navsim_recogdrive.vlm.architecture import Architecture
 from navsim_recogdrive.vlm.backbone import Backbone, VLMOutOfMemory
 from navsim_recogdrive.vlm.checkpoint_files import stored_tensors
 from navsim_recogdrive.vlm.family import Family
 from navsim_recogdrive.vlm.hub import checkpoint_directory
 from navsim_recogdrive.vlm.identity import VLMSettings, read_vlm_identity
-from navsim_recogdrive.vlm.internvl import InternVL
 from navsim_recogdrive.vlm.internvl_config import InternVLArchitecture
 from navsim_recogdrive.vlm.preparation import load_preparation
 from navsim_recogdrive.vlm.qwen_config import QwenArchitecture
+from navsim_recogdrive.vlm.weights import build_model
 
 
 def load_backbone(
@@ -58,19 +59,48 @@ def load_backbone(
     return Backbone(family, preparation, identity)
 
 
-def load_family(directory: Path, architecture: Architecture, **placement: Any) -> Family:
-    """Load the model itself, see :class:`~navsim_recogdrive.vlm.internvl.InternVL` for the arguments."""
-    tensors = stored_tensors(directory)
-    try:
-        if isinstance(architecture, InternVLArchitecture):
-            return InternVL(architecture, directory, tensors, **placement)
-        if isinstance(architecture, QwenArchitecture):
-            from navsim_recogdrive.vlm.qwen import Qwen
+def load_family(
+    directory: Path,
+    architecture: Architecture,
+    *,
+    image_token_id: int,
+    with_head: bool = False,
+    dtype: torch.dtype,
+    device: torch.device,
+    attention: str,
+) -> Family:
+    """Build the model of a checkpoint and stream its weights in.
 
-            return Qwen(architecture, directory, tensors, **placement)
+    Args:
+        directory: of the checkpoint.
+        architecture: from its ``config.json``.
+        image_token_id: id of the token that stands for one row of an image; 151667 in published checkpoints.
+        with_head: load the language modelling head too.
+        dtype: of the parameters.
+        device: where the model is built.
+        attention: one of :data:`~navsim_recogdrive.vlm.architecture.ATTENTION_KERNELS`.
+
+    Raises:
+        VLMCheckpointError: if weights and configuration do not fit.
+        ValueError: for an attention kernel that is unknown or not installed.
+        VLMOutOfMemory: if the model does not fit on the GPU.
+    """
+    tensors = stored_tensors(directory)
+    family: Any
+    if isinstance(architecture, InternVLArchitecture):
+        family, plan = internvl.InternVL, internvl.blueprint(architecture, tensors, image_token_id, with_head)
+    elif isinstance(architecture, QwenArchitecture):
+        from navsim_recogdrive.vlm import qwen
+
+        family, plan = qwen.Qwen, qwen.blueprint(architecture, tensors, image_token_id, with_head)
+    else:
         raise TypeError(f"no model for {type(architecture).__name__}")
+    try:
+        built = build_model(plan, directory, tensors, dtype=dtype, device=device, attention=attention)
     except torch.cuda.OutOfMemoryError as error:
         raise VLMOutOfMemory(
-            f"the VLM in {directory} does not fit on {placement['device']} in {placement['dtype']}: use "
-            f"vlm.dtype=bfloat16, the 2B model, or free the GPU of other processes. {error}"
+            f"the VLM in {directory} does not fit on {device} in {dtype}: use vlm.dtype=bfloat16, the 2B model, or "
+            f"free the GPU of other processes. {error}"
         ) from error
+    loaded: Family = family(architecture, built)
+    return loaded

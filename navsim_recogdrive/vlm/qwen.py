@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from pathlib import Path
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -20,11 +20,10 @@ from transformers import (
     Qwen3VLModel,
 )
 
-from navsim_recogdrive.vlm.checkpoint_files import StoredTensor
 from navsim_recogdrive.vlm.family import ImageRows
 from navsim_recogdrive.vlm.qwen_config import FRAMES_PER_PATCH, QwenArchitecture
 from navsim_recogdrive.vlm.tiling import normalize_tiles
-from navsim_recogdrive.vlm.weights import build_model
+from navsim_recogdrive.vlm.weights import Blueprint, split_head
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -49,43 +48,13 @@ class Qwen:
 
     Args:
         architecture: from ``config.json``.
-        directory: the checkpoint, for error messages.
-        tensors: from :func:`~navsim_recogdrive.vlm.checkpoint_files.stored_tensors`.
-        image_token_id: id of the token that stands for one row of an image; 151655 in published checkpoints.
-        with_head: load the language modelling head too; needed only to generate text.
-        placement: ``dtype``, ``device`` and ``attention`` of :func:`~navsim_recogdrive.vlm.weights.build_model`.
+        built: transformers' model of :func:`blueprint`.
     """
 
-    def __init__(
-        self,
-        architecture: QwenArchitecture,
-        directory: Path,
-        tensors: dict[str, StoredTensor],
-        *,
-        image_token_id: int,
-        with_head: bool = False,
-        **placement: Any,
-    ) -> None:
+    def __init__(self, architecture: QwenArchitecture, built: Any) -> None:
         self.architecture = architecture
-        self._image_token_id = image_token_id
-        config_kind, base, generator = _CLASSES[architecture.vlm_type]
-        tied = architecture.tied_head and _LM_HEAD not in tensors
-        config = config_kind(
-            vision_config=dict(architecture.vision),
-            text_config={**architecture.text, "tie_word_embeddings": tied},
-            image_token_id=image_token_id,
-            tie_word_embeddings=tied,
-        )
-        built = build_model(
-            generator if with_head else base,
-            config,
-            directory,
-            tensors,
-            lambda stored: native_names(stored, with_head),
-            **placement,
-        )
-        self.generator: Any = built if with_head else None
-        self.model: Any = built.model if with_head else built
+        self._image_token_id = int(built.config.image_token_id)
+        self.generator, self.model = split_head(built)
 
     def image_rows(self, tiles: Tensor) -> ImageRows:
         """Vision tower and merger: ``[N, h, w, 3]`` uint8 -> ``[N, (h / unit) * (w / unit), D]``, units of 28 or 32."""
@@ -149,6 +118,21 @@ class Qwen:
         height, width = tiles.shape[1:3]
         side = self.architecture.patch_size
         return torch.tensor([[1, height // side, width // side]], device=tiles.device).repeat(len(tiles), 1)
+
+
+def blueprint(
+    architecture: QwenArchitecture, stored: Collection[str], image_token_id: int, with_head: bool = False
+) -> Blueprint:
+    """How transformers builds this model from weights named ``stored``."""
+    config_kind, base, generator = _CLASSES[architecture.vlm_type]
+    tied = architecture.tied_head and _LM_HEAD not in stored
+    config = config_kind(
+        vision_config=dict(architecture.vision),
+        text_config={**architecture.text, "tie_word_embeddings": tied},
+        image_token_id=image_token_id,
+        tie_word_embeddings=tied,
+    )
+    return Blueprint(generator if with_head else base, config, lambda name: native_names(name, with_head))
 
 
 def native_names(stored: str, with_head: bool = False) -> tuple[str, ...]:

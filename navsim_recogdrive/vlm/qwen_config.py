@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from navsim_recogdrive.observation import InvalidObservation
-from navsim_recogdrive.vlm.architecture import ImageTokens
+from navsim_recogdrive.vlm.architecture import ImageTokens, LanguageSizes
 from navsim_recogdrive.vlm.config_section import ACTIVATIONS, ConfigSection, read_head_size, read_rope, read_text
 
 FRAMES_PER_PATCH = 2
@@ -39,7 +39,7 @@ _TOKEN_IDS = {
 
 
 @dataclass(frozen=True)
-class QwenArchitecture:
+class QwenArchitecture(LanguageSizes):
     """What ``config.json`` says about the model.
 
     Attributes:
@@ -60,16 +60,6 @@ class QwenArchitecture:
     def hidden_size(self) -> int:
         """Width of the language model's hidden states."""
         return int(self.text["hidden_size"])
-
-    @property
-    def max_positions(self) -> int:
-        """Longest sequence of the language model."""
-        return int(self.text["max_position_embeddings"])
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Rows of the embedding matrix."""
-        return int(self.text["vocab_size"])
 
     @property
     def patch_size(self) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,34 @@ Rename = Callable[[str], tuple[str, ...]]
 """The parameters a stored tensor fills: one; several for a fused one, chunked along dim 0; none if it is left out."""
 
 
+@dataclass(frozen=True)
+class Blueprint:
+    """How transformers builds one model.
+
+    Attributes:
+        kind: class of the model.
+        config: its configuration.
+        rename: names in the files to names in the model.
+    """
+
+    kind: type[Any]
+    config: Any
+    rename: Rename
+
+
+def split_head(built: Any) -> tuple[Any, Any]:
+    """``(generator, model)``: a model with its language modelling head and its base, or ``None`` and a base.
+
+    Over 2800 rows the head would cost more than a tenth of the whole forward pass and 1.7 GB (2B), so hidden states are
+    computed without it.
+    """
+    return (built, built.model) if hasattr(built, "lm_head") else (None, built)
+
+
 def build_model(
-    kind: type[Any],
-    config: Any,
+    blueprint: Blueprint,
     directory: Path,
     tensors: dict[str, StoredTensor],
-    rename: Rename,
     *,
     dtype: torch.dtype,
     device: torch.device,
@@ -38,11 +61,9 @@ def build_model(
     """Build a model of transformers and stream its weights in.
 
     Args:
-        kind: class of the model.
-        config: its configuration.
+        blueprint: how it is built.
         directory: the checkpoint, for error messages.
         tensors: from :func:`~navsim_recogdrive.vlm.checkpoint_files.stored_tensors`.
-        rename: names in the files to names in the model.
         dtype: of the parameters.
         device: where the model is built.
         attention: one of :data:`~navsim_recogdrive.vlm.architecture.ATTENTION_KERNELS`.
@@ -58,16 +79,16 @@ def build_model(
     kernel = kernel_name(attention)
     try:
         with torch.device("meta"):
-            model = kind._from_config(config, attn_implementation=kernel, dtype=dtype)
+            model = blueprint.kind._from_config(blueprint.config, attn_implementation=kernel, dtype=dtype)
     except ImportError:  # of an attention kernel's package; says nothing about the checkpoint
         raise
     except Exception as error:
         raise VLMCheckpointError(
-            f"{directory / 'config.json'}: transformers' {kind.__name__} cannot be built as it says "
+            f"{directory / 'config.json'}: transformers' {blueprint.kind.__name__} cannot be built as it says "
             f"({type(error).__name__}: {error}); download the checkpoint again"
         ) from error
     model.requires_grad_(False).eval()
-    sources = _sources(directory, model, tensors, rename)
+    sources = _sources(directory, model, tensors, blueprint.rename)
     model.to_empty(device=device)
     _rebuild_buffers(model, device)
     model.tie_weights()  # to_empty gave tied parameters memory of their own

@@ -171,7 +171,7 @@ def test_running_out_of_gpu_memory_names_the_setting_that_lowers_it(checkpoint, 
     backbone.model.language_model.gradient_checkpointing_enable()
     with pytest.raises(VLMOutOfMemory, match="lower agent.vlm.max_tiles, or use the 2B model"):
         backbone.hidden_states(scenes[:1])
-    monkeypatch.setattr("navsim_recogdrive.vlm.internvl.build_model", exhausted)
+    monkeypatch.setattr("navsim_recogdrive.vlm.loading.build_model", exhausted)
     with pytest.raises(VLMOutOfMemory, match=r"does not fit on cpu in torch.bfloat16: use .*the 2B model"):
         load_backbone(checkpoint)
 

@@ -21,7 +21,7 @@ from navsim_recogdrive.vlm.checkpoint_files import INDEX_FILE, read_json, stored
 from navsim_recogdrive.vlm.config_section import ACTIVATIONS
 from navsim_recogdrive.vlm.tiny_internvl import hub_config, native_config
 from navsim_recogdrive.vlm.tiny_qwen import CONFIGS
-from navsim_recogdrive.vlm.weights import build_model
+from navsim_recogdrive.vlm.weights import Blueprint, build_model
 
 VISION, TEXT = "vision_config", "llm_config"
 HUB = [
@@ -188,7 +188,7 @@ def test_what_transformers_has_against_a_configuration_is_an_error_of_the_checkp
     config = Qwen2Config(hidden_size=32, num_attention_heads=2, num_hidden_layers=1, hidden_act="foo")
     placement = {"dtype": torch.float32, "device": torch.device("cpu"), "attention": "sdpa"}
     with pytest.raises(VLMCheckpointError, match=r"config.json: transformers' Qwen2Model .*KeyError: 'foo'"):
-        build_model(Qwen2Model, config, FOLDER, {}, lambda stored: (stored,), **placement)
+        build_model(Blueprint(Qwen2Model, config, lambda stored: (stored,)), FOLDER, {}, **placement)
 
 
 def test_an_image_too_long_for_qwen_is_an_invalid_observation(tmp_path):
