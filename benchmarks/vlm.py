@@ -187,7 +187,7 @@ def parts(backbone: Backbone, options: argparse.Namespace) -> dict[str, float | 
     """Milliseconds of each part of one scene, alone; a text where a part cannot be measured here."""
     observation = draw_scene(0)
     inputs = backbone.prepare(observation)
-    tiles = torch.from_numpy(inputs.tiles)
+    tiles = torch.as_tensor(backbone.preparation.prepare(observation).tiles)
     on_device = tiles.to(options.device)
     rows = backbone.family.image_rows(on_device)
     hidden = backbone.hidden_states([inputs])
@@ -215,7 +215,8 @@ def parts(backbone: Backbone, options: argparse.Namespace) -> dict[str, float | 
         return planner.sample(planner.condition(states.to(dtype), past, ego), 1)
 
     measured = {
-        "tiles and prompt (CPU, can be overlapped)": lambda: backbone.prepare(observation),
+        "tiles and prompt": lambda: backbone.prepare(observation),
+        "tiles and prompt, Pillow on the CPU": lambda: backbone.preparation.prepare(observation),
         "tiles to the device, normalised": lambda: normalize_tiles(tiles.to(options.device)),
         "vision tower and projector": lambda: backbone.family.image_rows(on_device),
         "language model behind the prefix": language,

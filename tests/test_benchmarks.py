@@ -19,6 +19,7 @@ REPOSITORY = Path(__file__).parents[1]
         ("planner", ["--quick"]),
         ("vlm", ["--shape", "tiny", "--repeats", "1", "--batches", "1"]),
         ("cache", ["--quick"]),
+        ("image_tiles", ["--repeats", "1", "--tile-size", "56"]),
     ],
 )
 def test_benchmark_runs(name: str, arguments: list[str]) -> None:

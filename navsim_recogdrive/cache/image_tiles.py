@@ -5,21 +5,21 @@ workers. :class:`ImageTiles` is an ordinary ``[T, h, w, 3]`` tensor in memory; p
 lossless WebP, a version and a checksum, and comes back as a plain tensor, filled up with black tiles.
 
 WebP at its fastest setting is smaller than PNG and no slower than anything else. The 9 tiles of a 1920x1080 image,
-5.42 MB, on one core:
+5.42 MB, on one core (``benchmarks/image_tiles.py``; a made-up photograph, and an image of the synthetic world):
 
-==================================  ===================  ===================
-stored as                           noisy photograph     synthetic world
-==================================  ===================  ===================
-bytes, zlib 1                       4.1 MB, 96 / 23 ms   1.1 MB, 28 / 9 ms
-differences to the left, zlib 1     2.8 MB, 71 / 37 ms   0.8 MB, 39 / 36 ms
-PNG, level 1 (OpenCV)               3.2 MB, 111 / 41 ms  0.8 MB, 54 / 21 ms
-PNG, level 6 (Pillow)               3.1 MB, 425 / 45 ms  0.7 MB, 166 / 28 ms
-JPEG 2000 (OpenCV)                  3.3 MB, 552 / 461 ms 0.8 MB, 162 / 140 ms
-WebP, method 0, quality 0 (Pillow)  2.3 MB, 65 / 32 ms   0.6 MB, 45 / 17 ms
-WebP, method 4, quality 50          2.1 MB, 599 / 35 ms  0.5 MB, 378 / 15 ms
-==================================  ===================  ===================
+==================================  ====================  ====================
+stored as                           photograph            synthetic world
+==================================  ====================  ====================
+bytes, zlib 1                       3.7 MB, 81 / 22 ms    0.71 MB, 21 / 11 ms
+differences to the left, zlib 1     3.1 MB, 72 / 33 ms    0.58 MB, 20 / 19 ms
+PNG, level 1 (OpenCV)               3.0 MB, 105 / 40 ms   0.57 MB, 46 / 17 ms
+PNG, level 6 (Pillow)               2.8 MB, 435 / 44 ms   0.45 MB, 125 / 23 ms
+JPEG 2000 (OpenCV)                  3.1 MB, 486 / 423 ms  0.58 MB, 120 / 101 ms
+WebP, method 0, quality 0 (Pillow)  2.1 MB, 59 / 31 ms    0.55 MB, 37 / 15 ms
+WebP, method 4, quality 50          1.9 MB, 755 / 31 ms   0.30 MB, 461 / 12 ms
+==================================  ====================  ====================
 
-(write / read.) Joining the tiles to one picture again saves nothing: 2.27 MB either way.
+(write / read.)
 """
 
 from __future__ import annotations

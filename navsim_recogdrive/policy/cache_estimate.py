@@ -42,7 +42,7 @@ class CacheEstimate:
     Attributes:
         samples: scenes timed, after one that was not.
         read_s: reading and decoding the images.
-        prepare_s: tiles and prompt, on the CPU.
+        prepare_s: tiles and prompt.
         vlm_s: the VLM.
         write_s: compressing and writing to a file.
         scene_bytes: of all files of a scene.
@@ -102,6 +102,8 @@ def estimate_cache(
             observation = _observation(images, index)
             marks.append(time.perf_counter())
             inputs = backbone.prepare([observation])
+            if cuda:
+                torch.cuda.synchronize()
             marks.append(time.perf_counter())
             rows = backbone.hidden_states_of(inputs)
             if cuda:

@@ -86,13 +86,15 @@ class Backbone:
         return self
 
     def prepare(self, observation: Observation) -> VLMInputs:
-        """Cut the images into tiles and write the prompt, on the CPU; touches no state, so threads may share it.
+        """Cut the images into tiles (on the GPU where the model is on one) and write the prompt.
+
+        Touches no state, so threads may share it.
 
         Raises:
             InvalidObservation: if the observation lacks an image.
             PromptTooLong: if the prompt has more than ``hidden_length`` tokens.
         """
-        return self.preparation.prepare(observation)
+        return self.preparation.prepare(observation, None if self.device.type == "cpu" else self.device)
 
     def content_rows(self, inputs: VLMInputs) -> Tensor:
         """Hidden states ``[S, hidden_size]`` of one scene without padding; raises as :meth:`hidden_states`."""

@@ -13,8 +13,8 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from navsim_recogdrive.observation import HISTORY_POSES, InvalidObservation, Observation
@@ -25,6 +25,7 @@ from navsim_recogdrive.vlm.identity import VLMSettings
 from navsim_recogdrive.vlm.internvl_config import InternVLArchitecture
 from navsim_recogdrive.vlm.prompts import PromptProfile, added_token_id
 from navsim_recogdrive.vlm.qwen_tokenizer import load_qwen2_tokenizer
+from navsim_recogdrive.vlm.resampling import Pixels, resize_bicubic
 from navsim_recogdrive.vlm.tiling import tile_image
 
 PAD_TOKEN = "<|endoftext|>"
@@ -88,14 +89,19 @@ class ScenePreparation:
         self.pad_token_id = added_token_id(tokenizer, PAD_TOKEN)
         self.prefix_ids = np.asarray(profile.prefix_ids(tokenizer, architecture.image_tokens), dtype=np.int64)
 
-    def prepare(self, observation: Observation) -> VLMInputs:
+    def prepare(self, observation: Observation, device: torch.device | None = None) -> VLMInputs:
         """Cut the images into tiles and write the prompt.
+
+        Args:
+            observation: of the scene.
+            device: an accelerator that cuts the tiles, in a small part of the CPU's time, and keeps them.
 
         Raises:
             InvalidObservation: if the observation lacks an image, or has one too long for its width (Qwen).
             PromptTooLong: if the prompt has more than ``hidden_length`` tokens.
         """
-        tiles, image_rows = [], []
+        tiles: list[Any] = []
+        image_rows = []
         for camera in self.cameras:
             image = observation.image(camera)
             if image is None:
@@ -104,14 +110,19 @@ class ScenePreparation:
                     f"(last frame, cam_type={'single' if len(self.cameras) == 1 else 'multi'}), or plan from cached "
                     "hidden states instead"
                 )
-            tiles.append(cut_image(self.architecture, image, self.max_tiles))
+            if device is None:
+                tiles.append(cut_image(self.architecture, image, self.max_tiles))
+            else:
+                pixels = torch.from_numpy(np.require(image, requirements=["C", "W"])).to(device)
+                tiles.append(cut_image(self.architecture, pixels, self.max_tiles))
             image_rows.append(len(tiles[-1]) * self.architecture.rows_per_tile(*tiles[-1].shape[1:3]))
         if len({one.shape[1:] for one in tiles}) > 1:
             sizes = {camera: list(one.shape[1:3]) for camera, one in zip(self.cameras, tiles, strict=True)}
             raise InvalidObservation(f"the cameras' images must have one size, found tiles of {sizes}")
         token_ids = self._token_ids(observation.past_poses, observation.command_index, image_rows)
         self._check_length(len(token_ids), sum(image_rows))
-        return VLMInputs(np.concatenate(tiles), np.asarray(token_ids, dtype=np.int64))
+        joined = np.concatenate(tiles) if device is None else torch.cat(tiles)
+        return VLMInputs(joined, np.asarray(token_ids, dtype=np.int64))
 
     def check(self, scene: VLMInputs) -> None:
         """Make sure that a scene was prepared as this object does it.
@@ -207,7 +218,7 @@ def load_preparation(settings: VLMSettings) -> ScenePreparation:
     )
 
 
-def cut_image(architecture: Architecture, image: NDArray[np.uint8], max_tiles: int) -> NDArray[np.uint8]:
+def cut_image(architecture: Architecture, image: Pixels, max_tiles: int) -> Pixels:
     """Cut or resize an image ``[H, W, 3]`` uint8 RGB into the ``[T, h, w, 3]`` of ``architecture.tile_shape``.
 
     Raises:
@@ -216,5 +227,4 @@ def cut_image(architecture: Architecture, image: NDArray[np.uint8], max_tiles: i
     if isinstance(architecture, InternVLArchitecture):
         return tile_image(image, architecture.tile_size, max_tiles, architecture.thumbnail)
     _, height, width = architecture.tile_shape(image.shape[1], image.shape[0], max_tiles)
-    picture = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), Image.Resampling.BICUBIC)
-    return np.array(picture)[None]
+    return resize_bicubic(image, width, height)[None]

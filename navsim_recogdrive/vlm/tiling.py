@@ -1,8 +1,7 @@
 """From one camera image to the square tiles that the vision tower reads.
 
 The image is stretched onto the grid of square tiles whose aspect ratio is closest to its own, cut row by row, and
-followed by a thumbnail of the whole (InternVL's dynamic resolution). Pillow's bicubic filter is part of the contract:
-other libraries' bicubic differs from it by up to 138 of 255 grey levels, and published weights are sensitive to that.
+followed by a thumbnail of the whole (InternVL's dynamic resolution).
 """
 
 from __future__ import annotations
@@ -11,10 +10,9 @@ from functools import cache
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from navsim_recogdrive.vlm.resampling import Pixels, resize_bicubic
 from navsim_recogdrive.vlm.tile_grid import tile_grid
 
 Levels = tuple[float, float, float]
@@ -24,10 +22,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
-def tile_image(
-    image: NDArray[np.uint8], tile_size: int = 448, max_tiles: int = 12, thumbnail: bool = True
-) -> NDArray[np.uint8]:
-    """Cut an image into tiles.
+def tile_image(image: Pixels, tile_size: int = 448, max_tiles: int = 12, thumbnail: bool = True) -> Pixels:
+    """Cut an image into tiles; an array and a tensor of the same bytes give the same bytes.
 
     Args:
         image: ``[H, W, 3]`` uint8 RGB.
@@ -42,17 +38,19 @@ def tile_image(
     Raises:
         ValueError: for anything but a non-empty uint8 RGB image.
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+    if image.dtype not in (np.uint8, torch.uint8) or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ValueError(f"image must be uint8 RGB of shape [H, W, 3], found {image.dtype} {list(image.shape)}")
     height, width = image.shape[:2]
     columns, rows = tile_grid(width, height, tile_size, max_tiles)
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    stretched = _resize(picture, columns * tile_size, rows * tile_size)
+    stretched = resize_bicubic(image, columns * tile_size, rows * tile_size)
     tiles = stretched.reshape(rows, tile_size, columns, tile_size, 3).swapaxes(1, 2)
     tiles = tiles.reshape(rows * columns, tile_size, tile_size, 3)
+    pieces = [tiles]
     if thumbnail and len(tiles) > 1:
-        tiles = np.concatenate([tiles, _resize(picture, tile_size, tile_size)[None]])
-    return np.require(tiles, requirements=["C", "W"])  # Pillow's own array is read-only
+        pieces.append(resize_bicubic(image, tile_size, tile_size)[None])
+    if isinstance(image, Tensor):
+        return torch.cat(pieces)
+    return np.concatenate(pieces)
 
 
 def normalize_tiles(tiles: Tensor, mean: Levels = IMAGENET_MEAN, std: Levels = IMAGENET_STD) -> Tensor:
@@ -81,10 +79,6 @@ def normalize_tiles(tiles: Tensor, mean: Levels = IMAGENET_MEAN, std: Levels = I
         levels = tiles[..., channel].to(torch.int32)
         planes[:, channel] = table[channel].index_select(0, levels.flatten()).view_as(levels)
     return planes
-
-
-def _resize(picture: Image.Image, width: int, height: int) -> NDArray[np.uint8]:
-    return np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
 
 
 @cache

@@ -57,6 +57,15 @@ def test_prepare_cuts_tiles_and_writes_the_prompt(backbone, scenes):
     assert len({len(inputs.token_ids) for inputs in scenes}) == 3
 
 
+def test_tiles_cut_on_a_device_are_those_of_the_cpu(backbone, scenes):
+    on_device = backbone.preparation.prepare(scene(formula_image(960, 540)), torch.device("cpu"))
+    assert isinstance(on_device.tiles, torch.Tensor)
+    on_cpu = backbone.prepare(scene(formula_image(960, 540)))
+    assert np.array_equal(on_device.tiles.numpy(), on_cpu.tiles)
+    assert np.array_equal(on_device.token_ids, on_cpu.token_ids)
+    assert torch.equal(backbone.hidden_states([on_device]), backbone.hidden_states([on_cpu]))
+
+
 def test_hidden_states_are_padded_in_front_with_the_constant_row(backbone, scenes):
     hidden = backbone.hidden_states(scenes)
     assert hidden.shape == (3, HIDDEN_LENGTH, 64)

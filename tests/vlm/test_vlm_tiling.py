@@ -5,8 +5,11 @@ import hashlib
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from vlm_golden import formula_image, golden
 
+from navsim_recogdrive.vlm.resampling import resize_bicubic
 from navsim_recogdrive.vlm.tile_grid import tile_grid
 from navsim_recogdrive.vlm.tiling import normalize_tiles, tile_image
 
@@ -15,12 +18,35 @@ CASES = golden("preprocess_golden.json")["cases"]
 
 @pytest.mark.parametrize("size", CASES)
 def test_tiles_and_normalised_tiles_equal_the_published_pipeline_bit_for_bit(size):
-    tiles = tile_image(formula_image(*map(int, size.split("x"))))
+    image = formula_image(*map(int, size.split("x")))
+    tiles = tile_image(image)
+    assert np.array_equal(tile_image(torch.from_numpy(image)), tiles), "as an accelerator cuts them"
     pixels = normalize_tiles(torch.from_numpy(tiles))
     assert tiles.shape == (CASES[size]["tiles"], 448, 448, 3)
     assert hashlib.sha256(tiles.tobytes()).hexdigest() == CASES[size]["sha256_uint8_NHWC"]
     assert pixels.shape == (CASES[size]["tiles"], 3, 448, 448)
     assert hashlib.sha256(pixels.numpy().tobytes()).hexdigest() == CASES[size]["sha256_float32_NCHW"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    source=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    size=st.tuples(st.integers(1, 90), st.integers(1, 90)),
+    seed=st.integers(0, 2**32 - 1),
+    extreme=st.booleans(),
+)
+def test_a_tensor_is_resized_to_pillows_bytes(source, size, seed, extreme):
+    image = np.random.default_rng(seed).integers(0, 256, (*source, 3), dtype=np.uint8)
+    if extreme:  # overshoots of the filter are cut off between the passes too
+        image = np.where(image > 127, 255, 0).astype(np.uint8)
+    assert np.array_equal(resize_bicubic(torch.from_numpy(image), *size), resize_bicubic(image, *size))
+
+
+def test_the_order_of_passes_does_not_depend_on_pillows_version():
+    """1600 x 900 to 1792 x 896 as Pillow 10 does it; Pillow 13 by itself resizes columns first."""
+    image = formula_image(1600, 900)
+    digest = hashlib.sha256(np.ascontiguousarray(resize_bicubic(image, 1792, 896)).tobytes()).hexdigest()
+    assert digest == "b5d16bc00255ce51db287b94b5dcd4c4f333ea015606869ffee550088666367a"
 
 
 @pytest.mark.parametrize(
