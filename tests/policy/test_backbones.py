@@ -6,9 +6,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from random_observation import random_observation
 from tiny_sizes import TINY_HIDDEN_LENGTH
 
 from navsim_recogdrive.observation import Observation
@@ -18,19 +18,8 @@ from navsim_recogdrive.policy.features import HIDDEN_STATE
 from navsim_recogdrive.vlm.backbone import Backbone
 
 
-def _observation(seed: int) -> Observation:
-    random = np.random.default_rng(seed)
-    return Observation(
-        front_image=random.integers(0, 255, (108, 192, 3), dtype=np.uint8),
-        past_poses=random.normal(size=(4, 3)),
-        velocity=random.normal(size=2),
-        acceleration=random.normal(size=2),
-        driving_command=np.eye(4)[seed % 4],
-    )
-
-
 def test_threads_get_the_hidden_states_of_their_own_scenes(tiny_vlm: Path) -> None:
-    observations = [_observation(seed) for seed in range(8)]
+    observations = [random_observation(seed) for seed in range(8)]
     config = VLMConfig(path=str(tiny_vlm), dtype="float32")
 
     def state(observation: Observation) -> torch.Tensor:
@@ -58,9 +47,9 @@ def test_images_are_prepared_while_the_model_is_busy(tiny_vlm: Path, monkeypatch
 
     monkeypatch.setattr(Backbone, "hidden_states", slow)
     with ThreadPoolExecutor(2) as pool:
-        first = pool.submit(backbone.hidden_states, [_observation(0)])
+        first = pool.submit(backbone.hidden_states, [random_observation(0)])
         assert computing.wait(timeout=30)
-        backbone.prepare([_observation(1)])
+        backbone.prepare([random_observation(1)])
         prepared.set()
         assert first.result(timeout=30).shape == (1, TINY_HIDDEN_LENGTH, 32)
 

@@ -9,31 +9,19 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
+from random_observation import random_observation
 
 from navsim_recogdrive.cache import scene_index
 from navsim_recogdrive.cache.identity import CacheIdentityError, claim
 from navsim_recogdrive.cache.stored import DamagedFeature
-from navsim_recogdrive.observation import Observation
 from navsim_recogdrive.policy.backbones import SharedBackbone
 from navsim_recogdrive.policy.cached_backbone import CachedBackbone, SceneNotCached, open_evaluation_cache
 from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig, VLMConfig
 from navsim_recogdrive.policy.features import HIDDEN_STATE_CACHE
 
 SCENES = ("first", "second", "third")
-
-
-def observation(seed: int) -> Observation:
-    random = np.random.default_rng(seed)
-    return Observation(
-        front_image=random.integers(0, 255, (108, 192, 3), dtype=np.uint8),
-        past_poses=random.normal(size=(4, 3)),
-        velocity=random.normal(size=2),
-        acceleration=random.normal(size=2),
-        driving_command=np.eye(4)[seed % 4],
-    )
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +34,7 @@ def write(root: Path, scene: str, seed: int, vlm: SharedBackbone) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{HIDDEN_STATE_CACHE}.gz"
     with gzip.open(file, "wb", compresslevel=1) as stream:
-        pickle.dump(vlm.cacheable_features(observation(seed)), stream)
+        pickle.dump(vlm.cacheable_features(random_observation(seed)), stream)
     return file
 
 
@@ -67,7 +55,7 @@ def opened(root: Path, config: VLMConfig, **options: bool) -> CachedBackbone:
 
 
 def test_hidden_states_are_those_of_the_vlm(cache: Path, config: VLMConfig) -> None:
-    observations = [observation(seed) for seed in (2, 0, 1)]
+    observations = [random_observation(seed) for seed in (2, 0, 1)]
     source = opened(cache, config)
     expected = torch.cat([SharedBackbone(config, "cpu").hidden_states([one]) for one in observations])
     assert torch.equal(source.hidden_states(observations), expected)
@@ -76,10 +64,10 @@ def test_hidden_states_are_those_of_the_vlm(cache: Path, config: VLMConfig) -> N
 
 def test_a_missing_scene_is_an_error_or_computed(cache: Path, config: VLMConfig) -> None:
     with pytest.raises(SceneNotCached, match=r"\(3 scenes\) does not hold this scene"):
-        opened(cache, config).hidden_states([observation(9)])
+        opened(cache, config).hidden_states([random_observation(9)])
     source = opened(cache, config, compute_missing=True)
-    expected = SharedBackbone(config, "cpu").hidden_states([observation(9)])
-    assert torch.equal(source.hidden_states([observation(9)]), expected)
+    expected = SharedBackbone(config, "cpu").hidden_states([random_observation(9)])
+    assert torch.equal(source.hidden_states([random_observation(9)]), expected)
     assert (source.counts.hits, source.counts.misses) == (0, 1)
 
 
@@ -95,17 +83,17 @@ def test_the_index_is_kept_and_follows_changes(cache: Path, config: VLMConfig, m
     shutil.rmtree(cache / "log" / "third")
     source = opened(cache, config)
     assert sorted(peeked) == ["fourth", "second"]
-    source.hidden_states([observation(seed) for seed in (0, 7, 8)])
+    source.hidden_states([random_observation(seed) for seed in (0, 7, 8)])
     for gone in (1, 2):
         with pytest.raises(SceneNotCached):
-            source.hidden_states([observation(gone)])
+            source.hidden_states([random_observation(gone)])
 
 
 def test_a_file_that_changes_under_a_run_is_noticed(cache: Path, config: VLMConfig) -> None:
     source = opened(cache, config)
     shutil.copy(*(cache / "log" / scene / f"{HIDDEN_STATE_CACHE}.gz" for scene in ("first", "second")))
     with pytest.raises(DamagedFeature, match="holds the hidden state of another scene"):
-        source.hidden_states([observation(1)])
+        source.hidden_states([random_observation(1)])
 
 
 def test_any_flipped_bit_is_noticed(cache: Path, config: VLMConfig) -> None:
@@ -118,14 +106,14 @@ def test_any_flipped_bit_is_noticed(cache: Path, config: VLMConfig) -> None:
         damaged[place] ^= 1 << place % 8
         file.write_bytes(damaged)
         with pytest.raises(DamagedFeature, match=str(file)):
-            source.hidden_states([observation(0)])
+            source.hidden_states([random_observation(0)])
 
 
 def test_a_cut_off_file_is_no_scene(cache: Path, config: VLMConfig) -> None:
     file = cache / "log" / "first" / f"{HIDDEN_STATE_CACHE}.gz"
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(SceneNotCached, match=r"\(2 scenes\)"):
-        opened(cache, config).hidden_states([observation(0)])
+        opened(cache, config).hidden_states([random_observation(0)])
 
 
 def test_hidden_states_of_another_vlm_among_them_are_refused(cache: Path, config: VLMConfig) -> None:
@@ -153,7 +141,7 @@ def test_a_read_only_file_system_is_indexed_in_memory(
 
     for name in ("write_text", "unlink"):
         monkeypatch.setattr(Path, name, refuse)
-    assert opened(cache, config).hidden_states([observation(0)]).shape[0] == 1
+    assert opened(cache, config).hidden_states([random_observation(0)]).shape[0] == 1
     assert not (cache / "_recogdrive" / "scene_index.json").exists()
 
 

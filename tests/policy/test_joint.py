@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from random_observation import random_observation
 from tiny_sizes import TINY_HIDDEN_LENGTH, TINY_PLANNER
 from torch import nn
 from torch.utils.data import default_collate
@@ -27,17 +28,6 @@ from navsim_recogdrive.vlm.checkpoint_files import VLMCheckpointError
 from navsim_recogdrive.vlm.tiny_checkpoint import write_tiny_checkpoint
 
 LORA = {"rank": 2, "dropout": 0.5}
-
-
-def _observation(seed: int, size: tuple[int, int] = (120, 214)) -> Observation:
-    random = np.random.default_rng(seed)
-    return Observation(
-        front_image=random.integers(0, 255, (*size, 3), dtype=np.uint8),
-        past_poses=random.normal(size=(4, 3)),
-        velocity=random.normal(size=2),
-        acceleration=random.normal(size=2),
-        driving_command=np.eye(4)[seed % 4],
-    )
 
 
 def _vlm(path: Path, **settings: Any) -> dict[str, Any]:
@@ -104,7 +94,7 @@ class _Agent(nn.Module):
 
 def test_features_have_one_shape_and_hold_the_scene(tiny_vlm: Path) -> None:
     backbone = SharedBackbone(VLMConfig(**_vlm(tiny_vlm)), "cpu")
-    observations = [_observation(0), _observation(1, (200, 112)), _observation(2, (112, 112))]
+    observations = [random_observation(0), random_observation(1, (200, 112)), random_observation(2, (112, 112))]
     features = _features(backbone, observations)
     capacity = backbone.preparation.tile_capacity
     assert features["image_tiles"].shape == (3, capacity, 112, 112, 3)
@@ -122,7 +112,7 @@ def test_features_of_one_resized_image(tmp_path: Path) -> None:
     """Qwen cuts nothing: one tile, wider than high."""
     path = write_tiny_checkpoint(tmp_path / "qwen", layout="qwen2_5_vl", hidden_size=32)
     backbone = SharedBackbone(VLMConfig(**_vlm(path)), "cpu")
-    observations = [_observation(seed) for seed in range(2)]
+    observations = [random_observation(seed) for seed in range(2)]
     features = _features(backbone, observations)
     assert features["image_tiles"].shape[:2] == (2, 1)
     assert features["image_tiles"].shape[2] != features["image_tiles"].shape[3]
@@ -140,7 +130,7 @@ def test_published_settings_leave_room_for_nine_tiles(tmp_path: Path) -> None:
 def test_evaluation_plans_as_validation_did(tiny_vlm: Path, tmp_path: Path, training: str) -> None:
     config = _config(tiny_vlm, training)
     agent = _Agent(config)
-    observations = [_observation(seed) for seed in range(2)]
+    observations = [random_observation(seed) for seed in range(2)]
     features = _features(agent.backbone, observations)
     untrained = agent.plans(features)
     base = SharedBackbone(config.vlm, "cpu").hidden_states(observations)
@@ -179,7 +169,7 @@ def test_what_is_trained_is_what_is_saved(tiny_vlm: Path, tmp_path: Path) -> Non
         sizes[training] = sum(state[key].nbytes for key in saved)
 
         other = _Agent(_config(tiny_vlm, training))
-        agent.step(_features(agent.backbone, [_observation(0)]))
+        agent.step(_features(agent.backbone, [random_observation(0)]))
         other.load_state_dict(agent.state_dict())  # strictly, as when a run is resumed
         assert all(torch.equal(value, other.state_dict()[key]) for key, value in agent.state_dict().items())
         incomplete = agent.state_dict()
@@ -246,7 +236,7 @@ def test_other_base_or_training_is_refused(tiny_vlm: Path, tmp_path: Path) -> No
 
 def test_a_trained_vlm_is_carried_through_a_run_of_the_planner_alone(tiny_vlm: Path, tmp_path: Path) -> None:
     agent = _Agent(_config(tiny_vlm, "lora"))
-    agent.step(_features(agent.backbone, [_observation(0)]))
+    agent.step(_features(agent.backbone, [random_observation(0)]))
     path = agent.save(tmp_path / "joint.ckpt")
     trained = read_trained_vlm(path)
     assert trained is not None

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from random_observation import random_observation
 from tiny_sizes import TINY_HIDDEN_LENGTH, TINY_PLANNER
 
 from navsim_recogdrive.observation import Observation
@@ -14,17 +15,6 @@ from navsim_recogdrive.policy import backbones
 from navsim_recogdrive.policy.backbones import SharedBackbone, resolve_device
 from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig, SamplingConfig, VLMConfig
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
-
-
-def _observation(seed: int) -> Observation:
-    random = np.random.default_rng(seed)
-    return Observation(
-        front_image=random.integers(0, 255, (224, 400, 3), dtype=np.uint8),
-        past_poses=random.normal(size=(4, 3)),
-        velocity=random.normal(size=2),
-        acceleration=random.normal(size=2),
-        driving_command=np.eye(4)[seed % 4],
-    )
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +41,7 @@ def test_from_pretrained_reads_the_sizes_from_the_checkpoint(policy: ReCogDriveP
 
 
 def test_batch_and_single_plans_agree(policy: ReCogDrivePolicy) -> None:
-    observations = [_observation(seed) for seed in range(3)]
+    observations = [random_observation(seed) for seed in range(3)]
     batch = policy.plan_batch(observations, num_samples=4)
     assert [len(scene) for scene in batch] == [4, 4, 4]
     for observation, scene in zip(observations, batch, strict=True):
@@ -63,7 +53,7 @@ def test_batch_and_single_plans_agree(policy: ReCogDrivePolicy) -> None:
 
 def test_the_plan_depends_on_the_image_and_the_command(policy: ReCogDrivePolicy) -> None:
     policy.sampling = SamplingConfig(deterministic=True)
-    base = _observation(1)
+    base = random_observation(1)
     other_image = Observation(
         255 - base.front_image, base.past_poses, base.velocity, base.acceleration, base.driving_command
     )

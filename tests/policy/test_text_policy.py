@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from copying_vlm import ANSWER_POSES, answer_text, write_copying_vlm
+from random_observation import random_observation
 from tiny_sizes import TINY_TILE
 
 from navsim_recogdrive.observation import InvalidObservation, Observation
@@ -19,17 +20,6 @@ from navsim_recogdrive.policy.configuration import InvalidSetting, VLMConfig
 from navsim_recogdrive.policy.text_policy import GenerationSettings, TextPolicy, TextPolicyConfig
 
 REPOSITORY = Path(__file__).parents[2]
-
-
-def _observation(seed: int) -> Observation:
-    rng = np.random.default_rng(seed)
-    return Observation(
-        front_image=rng.integers(0, 255, (224, 400, 3), dtype=np.uint8),
-        past_poses=rng.normal(size=(4, 3)) * (seed % 2),  # prompts of different lengths
-        velocity=rng.normal(size=2),
-        acceleration=rng.normal(size=2),
-        driving_command=np.eye(4)[seed % 4],
-    )
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +34,7 @@ def _policy(config: VLMConfig) -> TextPolicy:
 
 def test_a_written_trajectory_becomes_the_plan(copier: VLMConfig) -> None:
     policy = _policy(copier)
-    plans = policy.plan_batch([_observation(seed) for seed in range(3)])
+    plans = policy.plan_batch([random_observation(seed, moving=bool(seed % 2)) for seed in range(3)])
     assert len(plans) == 3
     for plan in plans:
         np.testing.assert_array_equal(plan.poses, ANSWER_POSES.astype(np.float32))
@@ -56,7 +46,7 @@ def test_a_mended_trajectory_is_counted_as_repaired(tmp_path: Path) -> None:
     answer = answer_text(ANSWER_POSES[:5]).removesuffix("].")
     folder, profile = write_copying_vlm(tmp_path / "copier", answer, TINY_TILE)
     policy = _policy(VLMConfig(path=str(folder), prompt_profile=str(profile), dtype="float32"))
-    plan = policy.plan(_observation(0))
+    plan = policy.plan(random_observation(0, moving=False))
     np.testing.assert_allclose(plan.poses[:5], ANSWER_POSES[:5], atol=1e-6)
     assert (policy.counts.answers, policy.counts.repaired) == (1, 1)
 
@@ -66,7 +56,7 @@ def test_an_answer_without_a_plan_becomes_constant_velocity(tiny_vlm: Path, capl
     policy = TextPolicy.from_pretrained(
         tiny_vlm, device="cpu", vlm_config=config, generation=GenerationSettings(max_new_tokens=4)
     )
-    observations = [_observation(seed) for seed in range(2)]
+    observations = [random_observation(seed, moving=bool(seed % 2)) for seed in range(2)]
     with caplog.at_level(logging.WARNING):
         plans = policy.plan_batch(observations)
     for observation, plan in zip(observations, plans, strict=True):
@@ -81,7 +71,7 @@ def test_an_answer_without_a_plan_becomes_constant_velocity(tiny_vlm: Path, capl
 
 def test_the_summary_is_logged_when_the_policy_goes(copier: VLMConfig, caplog: pytest.LogCaptureFixture) -> None:
     policy = _policy(copier)
-    policy.plan(_observation(0))
+    policy.plan(random_observation(0, moving=False))
     with caplog.at_level(logging.INFO):
         del policy
         gc.collect()
@@ -143,7 +133,7 @@ def test_too_few_tokens_for_an_answer_are_refused_at_the_start(tiny_vlm: Path) -
 
 
 def test_missing_image(copier: VLMConfig) -> None:
-    observation = _observation(0)
+    observation = random_observation(0, moving=False)
     with pytest.raises(InvalidObservation, match="front_image is None"):
         _policy(copier).plan(Observation(None, observation.past_poses, np.zeros(2), np.zeros(2), np.eye(4)[0]))
 

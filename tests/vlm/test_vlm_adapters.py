@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from random_observation import random_observation
 
-from navsim_recogdrive.observation import Observation
 from navsim_recogdrive.vlm import adapters
 from navsim_recogdrive.vlm.adapters import LoRA, PeftMissing, TrainedVLM, make_trainable, parameter_dtype, restore
 from navsim_recogdrive.vlm.backbone import Backbone, VLMInputs
@@ -20,17 +20,6 @@ from navsim_recogdrive.vlm.preparation import load_preparation
 from navsim_recogdrive.vlm.tiny_checkpoint import write_tiny_checkpoint
 
 ADAPTERS = LoRA(rank=2, alpha=8, dropout=0.0)
-
-
-def _observation(seed: int, size: tuple[int, int] = (112, 200)) -> Observation:
-    random = np.random.default_rng(seed)
-    return Observation(
-        front_image=random.integers(0, 255, (*size, 3), dtype=np.uint8),
-        past_poses=random.normal(size=(4, 3)),
-        velocity=random.normal(size=2),
-        acceleration=random.normal(size=2),
-        driving_command=np.eye(4)[seed % 4],
-    )
 
 
 @pytest.fixture(scope="module", params=["internvl_chat", "qwen2_5_vl", "qwen3_vl"])
@@ -63,7 +52,7 @@ def _trained(load: Load, training: str, dtype: torch.dtype = torch.float32) -> t
             for name, value in adapters.trained_parameters(backbone.model, "lora").items():
                 if "lora_B" in name:
                     value.normal_(generator=torch.Generator().manual_seed(1), std=0.1)
-    scenes = [backbone.prepare(_observation(seed)) for seed in range(2)]
+    scenes = [backbone.prepare(random_observation(seed)) for seed in range(2)]
     backbone.hidden_states(scenes).float().square().mean().backward()
     parameters = adapters.trained_parameters(backbone.model, training)
     silent = [name for name, parameter in parameters.items() if parameter.grad is None]
@@ -80,7 +69,7 @@ def _trained(load: Load, training: str, dtype: torch.dtype = torch.float32) -> t
 @pytest.mark.parametrize("training", ["lora", "full"])
 def test_what_was_trained_is_restored_exactly(load: Load, training: str) -> None:
     frozen = load()
-    scenes: list[VLMInputs] = [frozen.prepare(_observation(seed)) for seed in range(3)]
+    scenes: list[VLMInputs] = [frozen.prepare(random_observation(seed)) for seed in range(3)]
     before = frozen.hidden_states(scenes)
     backbone, trained = _trained(load, training)
     with torch.no_grad():
@@ -100,7 +89,7 @@ def test_bf16_computes_alike_in_training_and_after(load: Load) -> None:
     for training in ("lora", "full"):
         backbone, trained = _trained(load, training, torch.bfloat16)
         assert {value.dtype for value in trained.weights.values()} == {torch.float32}
-        scenes = [backbone.prepare(_observation(0))]
+        scenes = [backbone.prepare(random_observation(0))]
         with torch.no_grad():
             after = backbone.hidden_states(scenes)
         assert after.dtype == torch.bfloat16
@@ -121,7 +110,7 @@ def test_checkpointed_gradients_are_the_same(load: Load, training: str) -> None:
         counted: list[object] = []
         for layer in backbone.model.language_model.layers:
             layer.self_attn.register_forward_pre_hook(lambda *_, counted=counted: counted.append(1))
-        scenes = [backbone.prepare(_observation(seed)) for seed in range(2)]
+        scenes = [backbone.prepare(random_observation(seed)) for seed in range(2)]
         backbone.hidden_states(scenes).square().mean().backward()
         parameters = adapters.trained_parameters(backbone.model, training)
         results.append({name: parameter.grad for name, parameter in parameters.items()})
@@ -137,7 +126,7 @@ def test_checkpointed_gradients_are_the_same(load: Load, training: str) -> None:
 def test_gradients_do_not_depend_on_an_outer_autocast(load: Load) -> None:
     """16-mixed training would compute in float16, in which InternVL overflows."""
     backbone = load()
-    scenes = [backbone.prepare(_observation(0))]
+    scenes = [backbone.prepare(random_observation(0))]
     plain = backbone.hidden_states(scenes)
     with torch.autocast("cpu", dtype=torch.float16):
         assert torch.equal(backbone.hidden_states(scenes), plain)
@@ -197,7 +186,10 @@ def test_preparing_without_weights_gives_the_same(load: Load, checkpoint: Path) 
     preparation = load_preparation(VLMSettings(checkpoint, max_tiles=4, hidden_length=640))
     assert preparation.fingerprint == backbone.preparation.fingerprint
     for seed, size in enumerate([(112, 200), (200, 112), (96, 400)]):
-        ours, theirs = preparation.prepare(_observation(seed, size)), backbone.prepare(_observation(seed, size))
+        ours, theirs = (
+            preparation.prepare(random_observation(seed, size)),
+            backbone.prepare(random_observation(seed, size)),
+        )
         assert np.array_equal(ours.tiles, theirs.tiles)
         assert np.array_equal(ours.token_ids, theirs.token_ids)
         assert len(ours.tiles) <= preparation.tile_capacity
