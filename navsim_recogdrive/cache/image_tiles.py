@@ -5,7 +5,8 @@ workers. :class:`ImageTiles` is an ordinary ``[T, h, w, 3]`` tensor in memory; p
 lossless WebP, a version and a checksum, and comes back as a plain tensor, filled up with black tiles.
 
 WebP at its fastest setting is smaller than PNG and no slower than anything else. The 9 tiles of a 1920x1080 image,
-5.42 MB, on one core (``benchmarks/image_tiles.py``; a made-up photograph, and an image of the synthetic world):
+5.42 MB, on one core, before NAVSIM's pickle and gzip (``benchmarks/image_tiles.py``; a made-up photograph, and one
+image of the synthetic world):
 
 ==================================  ====================  ====================
 stored as                           photograph            synthetic world

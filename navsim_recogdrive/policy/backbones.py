@@ -149,7 +149,7 @@ class SharedBackbone:
             VLMCheckpointError: for an unusable checkpoint, or another base VLM than the trained one's.
         """
         settings = self.config.settings()
-        with _LOADING:
+        with _LOADING, torch.inference_mode(False):  # weights first needed in inference mode outlive it
             device = resolve_device(self._device) if device is None else device
             if device.type == "cuda" and torch.utils.data.get_worker_info() is not None:
                 raise InvalidSetting(

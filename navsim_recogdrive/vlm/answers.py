@@ -63,14 +63,22 @@ _TOKEN = re.compile(
     r"(?P<label>\bt[ ]?[+-][ ]?[0-9]+(?:\.[0-9]+)?s?\b"  # t-3, t+0.5s
     r"|(?<![\w.+-])[0-9]{1,2}(?:\.[0-9]{1,3})?[ ]?s(?:ec)?\b"  # 0.5 s
     r"|^[ \t]*[0-9]{1,2}[.):][ \t]+(?=[(\[0-9+-]))"  # 1. at the start of a line
-    r"|(?<![\w.])(?P<number>[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?)(?:m|rad)?(?!\w)"
+    r"|(?<![\w.])(?P<number>[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[+-]?[0-9]+)?)(?:m|rad|deg|degrees)?(?!\w)"
     r"|(?<![\w.])(?P<infinite>[+-]?(?:nan|inf|infinity))\b"
+    r"|(?P<minus>-(?=\s*[0-9.]))"  # one that neither belongs to a number for certain nor to a label
+    r"|(?P<degrees>[°º])"
     r"|(?P<word>\w+)"
     r"|(?P<open>[(\[{])"
     r"|(?P<close>[)\]}])"
     r"|(?P<end>;|(?<![,\s])[ \t]*\n)",
     re.MULTILINE | re.IGNORECASE,
 )
+_SIGNS: dict[int, str | None] = {
+    **dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2015\u2212\ufe58\ufe63\uff0d"), "-"),
+    ord("\uff0b"): "+",
+    ord("$"): None,
+}
+_SIGN_APART = re.compile(r"(?<=[(\[{,=:])(\s*[+-])\s+(?=[0-9.])")
 _MARK = "pt"
 _WRITTEN_MARK = re.compile(r"(?<!\w)PT(?!\w)")
 _COORDINATES = frozenset({"x", "y", "h", "yaw", "theta", "psi", "heading", "m", "rad", "meters", "metres", "radians"})
@@ -78,19 +86,25 @@ _COORDINATES = frozenset({"x", "y", "h", "yaw", "theta", "psi", "heading", "m", 
 _LABELS = frozenset({"t", "s", "sec", "seconds", "step", "point", "pose", "waypoint", "p", _MARK, "at", "and"})
 """Words that may stand between two poses."""
 
+_DEGREES = frozenset({"deg", "degree", "degrees"})
+
 _Pose = tuple[float, float, float | None]
 """x, y, and the heading unless it is missing."""
 
 
 @dataclass
 class _Run:
-    """Numbers that stand together; ``tight`` tells which neighbours have nothing but a comma between them."""
+    """Numbers that stand together.
+
+    ``tight`` tells which neighbours have nothing but a comma between them, ``problem`` why they cannot be trusted.
+    """
 
     numbers: list[float] = field(default_factory=list)
     decimals: list[int] = field(default_factory=list)
     tight: list[bool] = field(default_factory=list)
     closed: bool = False
     history: bool = False
+    problem: str = ""
 
     @property
     def decimal_commas(self) -> bool:
@@ -129,7 +143,9 @@ def parse_trajectory(text: str) -> ParsedAnswer:
     and end at the origin) are left out; of more than eight poses the first eight count; fewer, but at least four, are
     continued by the last step at the last heading; missing headings follow the motion. A plan with a number that is
     not finite, a coordinate beyond 250 m, a heading beyond 2 pi, a step beyond 50 m or one of more than 5 m backwards
-    is no plan. Numbers with decimal commas (``1,20; 0,05``) are not read: they cannot be told from pairs for certain.
+    is no plan. Not read are numbers with decimal commas (``1,20; 0,05``), which cannot be told from pairs for certain,
+    headings in degrees, and numbers behind a dash that may be a sign or not (``2.5 - 0.1``); after a bracket or a comma
+    typographers' dashes and signs with a blank behind them are signs.
 
     Args:
         text: the whole answer.
@@ -155,7 +171,7 @@ def parse_trajectory(text: str) -> ParsedAnswer:
 def _passages(text: str) -> list[_Passage]:
     passages = [_Passage()]
     run, history, end = _Run(), False, 0
-    text = text.replace("\N{MINUS SIGN}", "-")
+    text = _SIGN_APART.sub(r"\1", text.translate(_SIGNS))
 
     def end_run(closed: bool = False) -> None:
         nonlocal run, history
@@ -173,6 +189,12 @@ def _passages(text: str) -> list[_Passage]:
             end = token.end()
             run.numbers.append(float(number))
             run.decimals.append(len(number.partition(".")[2]))
+            if written.endswith(("deg", "degrees")):
+                run.problem = "headings in degrees, where radians are expected"
+        elif kind == "degrees" or written in _DEGREES:
+            run.problem = "headings in degrees, where radians are expected"
+        elif kind == "minus":
+            run.problem = "a minus that may be a sign or a dash"
         elif kind == "word" and written.rstrip("0123456789_") in _COORDINATES:
             continue
         else:
@@ -190,6 +212,9 @@ def _poses(passage: _Passage) -> _Candidate:
     """The poses of a passage; stops where numbers no longer group into poses."""
     runs = [run for run in passage.runs if len(run.numbers) > 1]  # a number by itself counts or labels something
     found = _Candidate(passage.marked)
+    if problem := next((run.problem for run in runs if run.problem), ""):
+        found.repairs.append(problem)
+        return found
     if any(run.decimal_commas for run in runs):
         found.repairs.append("decimal commas, where numbers are written with a point")
         return found

@@ -228,6 +228,8 @@ class Backbone:
 
 
 def _on(tiles: NDArray[np.uint8] | Tensor, device: torch.device) -> Tensor:
-    return (tiles if isinstance(tiles, Tensor) else torch.from_numpy(np.require(tiles, requirements=["C", "W"]))).to(
-        device
-    )
+    if isinstance(tiles, Tensor):
+        if tiles.is_cuda:  # cut on another stream, whose next tiles must not take this memory too early
+            tiles.record_stream(torch.cuda.current_stream(tiles.device))
+        return tiles.to(device)
+    return torch.from_numpy(np.require(tiles, requirements=["C", "W"])).to(device)

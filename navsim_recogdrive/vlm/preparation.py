@@ -25,7 +25,7 @@ from navsim_recogdrive.vlm.identity import VLMSettings
 from navsim_recogdrive.vlm.internvl_config import InternVLArchitecture
 from navsim_recogdrive.vlm.prompts import PromptProfile, added_token_id
 from navsim_recogdrive.vlm.qwen_tokenizer import load_qwen2_tokenizer
-from navsim_recogdrive.vlm.resampling import Pixels, resize_bicubic
+from navsim_recogdrive.vlm.resampling import Pixels, own_stream, resize_bicubic
 from navsim_recogdrive.vlm.tiling import tile_image
 
 PAD_TOKEN = "<|endoftext|>"
@@ -94,12 +94,22 @@ class ScenePreparation:
 
         Args:
             observation: of the scene.
-            device: an accelerator that cuts the tiles, in a small part of the CPU's time, and keeps them.
+            device: an accelerator that cuts the tiles, beside what else it computes, and keeps them; where its memory
+                is full, the CPU cuts them.
 
         Raises:
             InvalidObservation: if the observation lacks an image, or has one too long for its width (Qwen).
             PromptTooLong: if the prompt has more than ``hidden_length`` tokens.
         """
+        if device is not None:
+            try:
+                with own_stream(device):
+                    return self._prepare(observation, device)
+            except torch.cuda.OutOfMemoryError:  # the model may still fit; the CPU gives the same bytes
+                return self._prepare(observation, None)
+        return self._prepare(observation, None)
+
+    def _prepare(self, observation: Observation, device: torch.device | None) -> VLMInputs:
         tiles: list[Any] = []
         image_rows = []
         for camera in self.cameras:

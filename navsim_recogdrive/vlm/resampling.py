@@ -8,6 +8,8 @@ levels), so an accelerator reproduces it to the last bit, in a small part of the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TypeVar
 
@@ -89,6 +91,27 @@ def _cubic(distance: NDArray[np.float64]) -> NDArray[np.float64]:
     near = ((_SHARPNESS + 2.0) * x - (_SHARPNESS + 3.0)) * x * x + 1.0
     far = (((x - 5.0) * x + 8.0) * x - 4.0) * _SHARPNESS
     return np.where(x < 1.0, near, np.where(x < _REACH, far, 0.0))
+
+
+@contextmanager
+def own_stream(device: torch.device) -> Iterator[None]:
+    """Preparing scenes on ``device`` neither waits for what it computes meanwhile nor holds that up.
+
+    When the context ends, what was computed within may be used on any stream.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    stream = _preparing_stream(device)
+    with torch.cuda.stream(stream):
+        yield
+    # Waiting here costs this thread what the work takes, and spares every user of the result an event.
+    stream.synchronize()
+
+
+@lru_cache(maxsize=32)
+def _preparing_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 @lru_cache(maxsize=32)

@@ -81,3 +81,12 @@ def test_another_kind_than_asked_for_is_refused(tiny_vlm: Path) -> None:
         ValueError, match=r"this is a internvl checkpoint \(model_type 'internvl_chat'\), vlm_type=qwen3"
     ):
         SharedBackbone(config, "cpu").load()
+
+
+def test_a_vlm_first_needed_in_inference_mode_outlives_it(tiny_vlm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("navsim_recogdrive.policy.backbones._LOADED", {})
+    backbone = SharedBackbone(VLMConfig(path=str(tiny_vlm), dtype="float32"), "cpu")
+    with torch.inference_mode():
+        expected = backbone.hidden_states([random_observation(0)]).clone()
+    assert not any(parameter.is_inference() for parameter in backbone.load().model.parameters())
+    assert torch.equal(backbone.hidden_states([random_observation(0)]), expected)

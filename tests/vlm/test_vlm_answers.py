@@ -79,6 +79,44 @@ def test_minus_signs_of_typographers():
     assert_poses(text, EXPECTED * [1, -1, -1])
 
 
+MINUS_SIGNS = (
+    "-",
+    "- ",
+    " - ",
+    "-\n",
+    "$-$",
+    "\u2010",
+    "\u2011",
+    "\u2012",
+    "\u2013",
+    "\u2014",
+    "\u2212 ",
+    "\ufe63",
+    "\uff0d",
+)
+RIGHT = EXPECTED * [1, -1, -1]
+
+
+@pytest.mark.parametrize("minus", MINUS_SIGNS)
+@pytest.mark.parametrize("pose", ["({}, {}, {})", "{}, {}, {}", "({} {} {})", "({}{}{})", "(x={}, y={}, h={})"])
+def test_no_way_to_write_a_minus_mirrors_a_plan(minus, pose):
+    numbers = ["".join([minus if number < 0 else "", f"{abs(number):.2f}"]) for number in RIGHT.ravel()]
+    text = "; ".join(pose.format(*numbers[index : index + 3]) for index in range(0, 24, 3))
+    parsed = parse_trajectory(f"PT = [{text}]")
+    if parsed.poses is not None:
+        np.testing.assert_allclose(parsed.poses, RIGHT, atol=1e-4)
+    if pose != "({} {} {})" and pose != "({}{}{})":
+        assert parsed.poses is not None, "a sign after a bracket, a comma or an equals sign is no dash"
+
+
+@pytest.mark.parametrize("heading", ["{:.2f}°", "{:.2f} deg", "{:.2f}deg", "{:.2f} degrees"])
+def test_headings_in_degrees_are_not_read(heading):
+    text = ", ".join("({:.2f}, {:.2f}, ".format(*pose[:2]) + heading.format(pose[2]) + ")" for pose in EXPECTED)
+    parsed = parse_trajectory(f"PT = [{text}]")
+    assert parsed.outcome == "unparsed"
+    assert "degrees, where radians are expected" in parsed.reason
+
+
 def test_too_many_poses():
     assert_poses(f"[PT, {POSES}, (+26.30, +7.00, +0.45), (+29.30, +8.50, +0.45)]", reason="10 poses, the first 8 taken")
 

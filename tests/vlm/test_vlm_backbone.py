@@ -19,6 +19,7 @@ from navsim_recogdrive.vlm import (
     VLMOutOfMemory,
     VLMSettings,
     load_backbone,
+    preparation,
     read_hidden_size,
     read_vlm_identity,
     write_tiny_checkpoint,
@@ -64,6 +65,19 @@ def test_tiles_cut_on_a_device_are_those_of_the_cpu(backbone, scenes):
     assert np.array_equal(on_device.tiles.numpy(), on_cpu.tiles)
     assert np.array_equal(on_device.token_ids, on_cpu.token_ids)
     assert torch.equal(backbone.hidden_states([on_device]), backbone.hidden_states([on_cpu]))
+
+
+def test_the_cpu_cuts_the_tiles_where_the_gpu_is_full(backbone, monkeypatch):
+    real = preparation.cut_image
+
+    def full(architecture, image, max_tiles):
+        if isinstance(image, torch.Tensor):
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return real(architecture, image, max_tiles)
+
+    monkeypatch.setattr(preparation, "cut_image", full)
+    inputs = backbone.preparation.prepare(scene(formula_image(960, 540)), torch.device("cpu"))
+    assert np.array_equal(inputs.tiles, backbone.prepare(scene(formula_image(960, 540))).tiles)
 
 
 def test_hidden_states_are_padded_in_front_with_the_constant_row(backbone, scenes):
