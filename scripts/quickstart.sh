@@ -1,16 +1,19 @@
 #!/usr/bin/env bash
 # The whole road at tiny size, on CPU, in a few minutes: a synthetic driving world, a tiny random VLM, then NAVSIM's own
-# runners with agent=recogdrive_2b: cache hidden states, train, cache metrics, score, write a submission.
+# runners with agent=recogdrive_2b: cache hidden states, train by imitation, cache metrics, train on by reinforcement
+# (agent=recogdrive_2b_rl), score, write a submission.
 #
 #   bash scripts/quickstart.sh [--offline]
 #
-#   --offline   do not use or install NAVSIM; run the same stages on the same world with navsim_recogdrive.offline
+#   --offline   do not use or install NAVSIM; run the same stages on the same world with navsim_recogdrive.offline,
+#               without reinforcement learning: its reward is NAVSIM's scorer
 #
 # NAVSIM is used if it is importable; else NAVSIM_DEVKIT_ROOT (and NUPLAN_DEVKIT_ROOT); else it is installed from its
 # repositories; where that fails, the script says so and goes on in offline mode.
 #
 # Environment: QUICKSTART_DIR (default outputs/quickstart): everything is written there. A second run reuses the world,
-# the VLM and the caches that are complete.
+# the VLM and the caches that are complete. QUICKSTART_EPOCHS (40) of imitation, QUICKSTART_RL_EPOCHS (4; 0: none) of
+# reinforcement learning.
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
 cd "$(dirname "$0")/.."
@@ -65,17 +68,18 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 # recogdrive_2b at a size that trains on two CPU cores. 112-pixel tiles give 16 image tokens each in place of 256, so a
 # prompt has about 630 tokens in place of 2791.
-AGENT=(
-    agent=recogdrive_2b
+SIZE=(
     agent.vlm.dtype=float32 agent.vlm.hidden_length=640
     agent.planner.hidden_state_size=64 agent.planner.num_heads=4 agent.planner.head_dim=16 agent.planner.num_layers=4
     agent.planner.output_size=64 agent.planner.mlp_hidden_size=128
-    agent.imitation.draws_per_scene=16 agent.optimizer.learning_rate=2e-3
 )
-TRAINER=(
-    "trainer.params.max_epochs=${QUICKSTART_EPOCHS:-40}" trainer.params.accelerator=cpu trainer.params.precision=32
-    trainer.params.gradient_clip_val=1.0 dataloader.params.batch_size=16
+EPOCHS="${QUICKSTART_EPOCHS:-40}" RL_EPOCHS="${QUICKSTART_RL_EPOCHS:-4}"
+AGENT=(agent=recogdrive_2b "${SIZE[@]}")
+IMITATION=(
+    agent.imitation.draws_per_scene=16 agent.optimizer.learning_rate=2e-3 "trainer.params.max_epochs=$EPOCHS"
+    dataloader.params.batch_size=16
 )
+TRAINER=(trainer.params.accelerator=cpu trainer.params.precision=32 trainer.params.gradient_clip_val=1.0)
 LOGS=("train_logs=[$(logs train)]" "val_logs=[$(logs val)]")
 
 if [[ $MODE == offline ]]; then
@@ -84,7 +88,7 @@ if [[ $MODE == offline ]]; then
     offline stage=cache "${LOGS[@]}"
     stage "Training the planner by imitation"
     rm -rf "$OUT/offline/lightning_logs"
-    offline stage=train "${LOGS[@]}" "${TRAINER[@]}"
+    offline stage=train "${LOGS[@]}" "${TRAINER[@]}" "${IMITATION[@]}"
     stage "Scoring with the world's own scores"
     CHECKPOINT="$(find "$OUT/offline" -name last.ckpt | head -n 1)"
     offline stage=score "agent.checkpoint_path='$CHECKPOINT'"
@@ -97,10 +101,10 @@ EVERY_FRAME=train_test_split.scene_filter.frame_interval=1
 CACHE="$NAVSIM_EXP_ROOT/training_cache"
 METRIC_CACHE="$NAVSIM_EXP_ROOT/metric_cache"
 if [[ $NAVSIM_MAJOR -ge 2 ]]; then
-    SCORE=run_pdm_score_one_stage.py METRIC_CACHE_OPTION="metric_cache_path='$METRIC_CACHE'"
+    SCORE=run_pdm_score_one_stage.py METRIC_CACHE_PATH=metric_cache_path REMAKE=force_feature_computation
     SUBMISSION_EXTRA=("+train_test_split.scene_filter.reactive_synthetic_initial_tokens=[]")
 else
-    SCORE=run_pdm_score.py METRIC_CACHE_OPTION="cache.cache_path='$METRIC_CACHE'" SUBMISSION_EXTRA=()
+    SCORE=run_pdm_score.py METRIC_CACHE_PATH=cache.cache_path REMAKE=cache.force_feature_computation SUBMISSION_EXTRA=()
 fi
 navsim() { local script="$1"; shift; python "$NAVSIM_SCRIPT_ROOT/$script" "$@"; }
 newest() { find "$NAVSIM_EXP_ROOT/$1" -name "$2" -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-; }
@@ -109,25 +113,48 @@ stage "NAVSIM v$NAVSIM_MAJOR: run_dataset_caching.py agent=recogdrive_2b"
 navsim run_dataset_caching.py "${AGENT[@]}" train_test_split=trainval "$EVERY_FRAME" worker=sequential \
     experiment_name=caching "cache_path='$CACHE'" force_cache_computation=false
 
+train() {
+    navsim run_training.py "${SIZE[@]}" "${TRAINER[@]}" "${LOGS[@]}" train_test_split=trainval "cache_path='$CACHE'" \
+        use_cache_without_dataset=true force_cache_computation=false trainer.params.strategy=auto \
+        dataloader.params.num_workers=1 dataloader.params.pin_memory=false "$@"
+}
+metrics() {
+    stage "NAVSIM v$NAVSIM_MAJOR: run_metric_caching.py train_test_split=$1"
+    navsim run_metric_caching.py "train_test_split=$1" "$EVERY_FRAME" worker=single_machine_thread_pool \
+        worker.use_process_pool=true "$METRIC_CACHE_PATH='${METRIC_CACHE}_$1'" "$REMAKE=false"
+}
+
 stage "NAVSIM v$NAVSIM_MAJOR: run_training.py agent=recogdrive_2b"
-navsim run_training.py "${AGENT[@]}" "${TRAINER[@]}" "${LOGS[@]}" train_test_split=trainval experiment_name=training \
-    "cache_path='$CACHE'" use_cache_without_dataset=true force_cache_computation=false trainer.params.strategy=auto \
-    dataloader.params.num_workers=1 dataloader.params.pin_memory=false
+train agent=recogdrive_2b "${IMITATION[@]}" experiment_name=training
 CHECKPOINT="$(newest training last.ckpt)"
 
-stage "NAVSIM v$NAVSIM_MAJOR: run_metric_caching.py"
-navsim run_metric_caching.py train_test_split=test "$EVERY_FRAME" worker=sequential "$METRIC_CACHE_OPTION"
+if ((RL_EPOCHS > 0)); then
+    metrics trainval
+    stage "NAVSIM v$NAVSIM_MAJOR: run_training.py agent=recogdrive_2b_rl"
+    train agent=recogdrive_2b_rl "agent.reference_policy_checkpoint='$CHECKPOINT'" experiment_name=training_rl \
+        "agent.metric_cache_path='${METRIC_CACHE}_trainval'" agent.reward.workers=1 agent.reward.scenes_in_memory=600 \
+        agent.optimizer.learning_rate=5e-4 "trainer.params.max_epochs=$RL_EPOCHS" dataloader.params.batch_size=8
+    RL_CHECKPOINT="$(newest training_rl last.ckpt)"
+fi
+
+metrics test
 
 score() {
     local name="$1"
     shift
     stage "NAVSIM v$NAVSIM_MAJOR: $SCORE $1"
     navsim "$SCORE" "$@" train_test_split=test "$EVERY_FRAME" worker=sequential "experiment_name=score_$name" \
-        "metric_cache_path='$METRIC_CACHE'"
+        "metric_cache_path='${METRIC_CACHE}_test'"
 }
 score human agent=human_agent
 score constant_velocity agent=constant_velocity_agent
+ROWS=(human="$(newest score_human '*.csv')" "constant velocity"="$(newest score_constant_velocity '*.csv')")
 score recogdrive "${AGENT[@]}" "agent.checkpoint_path='$CHECKPOINT'"
+ROWS+=("recogdrive_2b (tiny, $EPOCHS epochs of imitation)"="$(newest score_recogdrive '*.csv')")
+if ((RL_EPOCHS > 0)); then
+    score recogdrive_rl "${AGENT[@]}" "agent.checkpoint_path='$RL_CHECKPOINT'"
+    ROWS+=("  and $RL_EPOCHS epochs of reinforcement"="$(newest score_recogdrive_rl '*.csv')")
+fi
 
 stage "NAVSIM v$NAVSIM_MAJOR: run_create_submission_pickle.py"
 navsim run_create_submission_pickle.py "${AGENT[@]}" "agent.checkpoint_path='$CHECKPOINT'" train_test_split=test \
@@ -135,7 +162,5 @@ navsim run_create_submission_pickle.py "${AGENT[@]}" "agent.checkpoint_path='$CH
     country=none "${SUBMISSION_EXTRA[@]}"
 
 stage "Done. Scores of NAVSIM v$NAVSIM_MAJOR on the world's test split:"
-python scripts/score_table.py human="$(newest score_human '*.csv')" \
-    "constant velocity"="$(newest score_constant_velocity '*.csv')" \
-    "recogdrive_2b (tiny, ${QUICKSTART_EPOCHS:-40} epochs)"="$(newest score_recogdrive '*.csv')"
+python scripts/score_table.py "${ROWS[@]}"
 echo "Submission: $(newest submission submission.pkl)"

@@ -8,16 +8,20 @@ import threading
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only
 
 from navsim_recogdrive.agents.failed_scenes import FailedScenes
-from navsim_recogdrive.agents.host import HostRun, running_training
+from navsim_recogdrive.agents.host import EmptySplit, HostRun, running_training
+from navsim_recogdrive.agents.observations import camera_config
+from navsim_recogdrive.agents.scene_images import unreadable_scenes
 from navsim_recogdrive.cache.identity import CacheIdentity, CacheIdentityError, check_same, claim, read_identity
 from navsim_recogdrive.cache.peek import cached_scene_folders
 from navsim_recogdrive.cache.scan import FOREIGN, Finding, Layout, count_origins, loose_files, remove, scan_cache
 from navsim_recogdrive.cache.stored import DamagedFeature
+from navsim_recogdrive.observation import HORIZON_POSES
 from navsim_recogdrive.policy.backbones import SharedBackbone
 from navsim_recogdrive.policy.configuration import PolicyConfig
 from navsim_recogdrive.policy.features import HIDDEN_STATE_LAYOUT, IMAGE_TILES_LAYOUT
@@ -35,13 +39,30 @@ class ReadOnlyCache(PermissionError):
     """Features must be computed but their cache folder cannot be written."""
 
 
+class EvaluationStopped(BaseException):
+    """A scene's hidden state must come from a cache and cannot.
+
+    Not an ``Exception``: the runners catch those scene by scene and go on, and v1.1 would leave the scene out of the
+    mean. Not a ``SystemExit``: a Ray worker dies of it without its message.
+    """
+
+
 class DamagedCache(DamagedFeature):
     """A cache with entries that training would fail on, or learn something wrong from."""
 
 
-def layout_of(config: PolicyConfig) -> Layout:
-    """The files of a scene in the cache of a policy."""
-    return HIDDEN_STATE_LAYOUT if config.cache_hidden_state else IMAGE_TILES_LAYOUT
+def layout_of(host: HostRun, config: PolicyConfig) -> Layout:
+    """The files of a scene in the cache of a policy; of some splits, only what evaluation needs.
+
+    Where the scene filter gives scenes fewer future frames than the horizon, or admits synthetic scenes, which have
+    none, there is no expert's trajectory to cache.
+    """
+    layout = HIDDEN_STATE_LAYOUT if config.cache_hidden_state else IMAGE_TILES_LAYOUT
+    chosen = host.scene_filter
+    if chosen is None or not _only_fills(host):
+        return layout
+    short = chosen.num_future_frames < HORIZON_POSES or getattr(chosen, "include_synthetic_scenes", False)
+    return layout.for_evaluation() if short else layout
 
 
 def failed_scenes(host: HostRun, config: PolicyConfig) -> FailedScenes:
@@ -49,25 +70,25 @@ def failed_scenes(host: HostRun, config: PolicyConfig) -> FailedScenes:
 
     Where the same process trains on what it caches, it would read what stands in a failed scene's place.
     """
-    filling = host.cache_path is not None and not host.use_cache_without_dataset and not running_training()
-    return FailedScenes(Path(str(host.cache_path)) if filling else None, layout_of(config).files)
+    return FailedScenes(Path(str(host.cache_path)) if _only_fills(host) else None, layout_of(host, config).files)
 
 
-def open_for_writing(host: HostRun, config: PolicyConfig, backbone: SharedBackbone) -> None:
+def open_for_writing(host: HostRun, config: PolicyConfig, backbone: SharedBackbone, failed: FailedScenes) -> None:
     """Get the cache ready that a runner is about to fill, once per process, before NAVSIM looks at it.
 
     It becomes, or must be, a cache of the configured VLM. With ``force_cache_computation=false`` what a killed run left
     damaged is removed, so that this run computes it. Only the logs of this run are looked at: another process may be
-    filling the others.
+    filling the others. Scenes whose images cannot be read are left out.
 
     Raises:
         ReadOnlyCache: if it cannot be written.
         CacheIdentityError: if it is a cache of another VLM, prompt or mode.
         DamagedCache: if there are files in its root, which NAVSIM would take for folders of logs.
+        UnreadableImages: if images cannot be read, and ``force_cache_computation=true`` or none can be.
     """
     if host.cache_path is None or host.use_cache_without_dataset:
         return
-    root, layout = Path(host.cache_path), layout_of(config)
+    root, layout = Path(host.cache_path), layout_of(host, config)
     require_writable(root)
     logs = None if host.filter_log_names is None else tuple(host.filter_log_names)
     # Without a VLM nothing can be computed, and a complete cache needs nothing.
@@ -83,6 +104,9 @@ def open_for_writing(host: HostRun, config: PolicyConfig, backbone: SharedBackbo
             if host.force_cache_computation is False and root.is_dir():
                 _repair(root, layout, logs, identity)
             _OPENED.add(opened)
+        sensors = camera_config(config.vlm.cameras)
+        cached = partial(_is_cached, root, layout)
+        failed.leave_out(lambda: unreadable_scenes(host, sensors, cached, host.force_cache_computation is not False))
 
 
 def check_for_training(host: HostRun, config: PolicyConfig, backbone: SharedBackbone) -> None:
@@ -93,10 +117,11 @@ def check_for_training(host: HostRun, config: PolicyConfig, backbone: SharedBack
     Raises:
         CacheIdentityError: if the cache is of another VLM or prompt.
         DamagedCache: if entries are damaged, listing them.
+        EmptySplit: if no scene has all that training needs.
     """
     if host.cache_path is None or not host.use_cache_without_dataset:
         return
-    root, layout = Path(host.cache_path), layout_of(config)
+    root, layout = Path(host.cache_path), layout_of(host, config)
     identity = read_identity(root) if config.cache_hidden_state else None
     if identity is not None and _has_local_vlm(config):
         advice = (
@@ -130,6 +155,20 @@ def check_for_training(host: HostRun, config: PolicyConfig, backbone: SharedBack
             root,
             report.incomplete[0],
         )
+    if report.evaluation_only:
+        logger.warning(
+            "%d scenes of the cache %s were cached for evaluation, without the expert's trajectory, and are left out "
+            "(the first is %s)",
+            len(report.evaluation_only),
+            root,
+            report.evaluation_only[0],
+        )
+    if not report.scenes:
+        raise EmptySplit(
+            f"no scene of the cache {root} can be trained on: {len(report.incomplete)} lack files, "
+            f"{len(report.evaluation_only)} were cached for evaluation, without the expert's trajectory. Run "
+            "run_dataset_caching.py with the training split and force_cache_computation=false"
+        )
 
 
 def vlm_of_run(host: HostRun, config: PolicyConfig, backbone: SharedBackbone) -> CacheIdentity | None:
@@ -155,6 +194,15 @@ def require_writable(cache_path: Path) -> None:
             f"the cache folder {cache_path} is read-only, and this run would write to it. To train from it as it is, "
             "add use_cache_without_dataset=true force_cache_computation=false; to fill it, choose another cache_path."
         )
+
+
+def _only_fills(host: HostRun) -> bool:
+    """Whether this process fills a cache and does nothing else."""
+    return host.cache_path is not None and not host.use_cache_without_dataset and not running_training()
+
+
+def _is_cached(root: Path, layout: Layout, log: str, token: str) -> bool:
+    return all((root / log / token / f"{name}.gz").is_file() for name in layout.files)
 
 
 def _claim(root: Path, identity: CacheIdentity) -> None:

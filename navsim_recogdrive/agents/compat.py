@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -94,14 +95,45 @@ def count_scenes(logs: Path, scene_filter: SceneFilter, log: str) -> int:
         scene_filter: the split's.
         log: name of the log.
     """
+    return len(open_log(logs, logs, scene_filter, log))
+
+
+def open_log(logs: Path, sensors: Path, scene_filter: SceneFilter, log: str) -> SceneLoader:
+    """NAVSIM's loader of the original scenes of one log that a filter admits, without sensors.
+
+    Args:
+        logs: folder of the split's log pickles.
+        sensors: folder of its images.
+        scene_filter: the split's.
+        log: name of the log.
+    """
     one = replace(scene_filter, log_names=[log])
     if NAVSIM_MAJOR >= 2:
         # Synthetic scenes go with the log of their original.
         one = replace(one, include_synthetic_scenes=False)
-        loader = SceneLoader(data_path=logs, original_sensor_path=logs, scene_filter=one)
-    else:
-        loader = SceneLoader(data_path=logs, sensor_blobs_path=logs, scene_filter=one)
-    return len(loader)
+        return SceneLoader(data_path=logs, original_sensor_path=sensors, scene_filter=one)
+    return SceneLoader(data_path=logs, sensor_blobs_path=sensors, scene_filter=one)
+
+
+def load_split(
+    logs: Path, scene_filter: SceneFilter, names: Sequence[str], synthetic_scenes: Path | None = None
+) -> SceneLoader:
+    """NAVSIM's loader of the scenes of some logs that a filter admits, without sensors.
+
+    Args:
+        logs: folder of the split's log pickles.
+        scene_filter: the split's.
+        names: of the logs.
+        synthetic_scenes: folder of second-stage scenes (v2.x); ``None``: they are left out.
+    """
+    some = replace(scene_filter, log_names=list(names))
+    if NAVSIM_MAJOR < 2:
+        return SceneLoader(data_path=logs, sensor_blobs_path=logs, scene_filter=some)
+    if synthetic_scenes is None:
+        some = replace(some, include_synthetic_scenes=False)
+    return SceneLoader(
+        data_path=logs, original_sensor_path=logs, synthetic_scenes_path=synthetic_scenes, scene_filter=some
+    )
 
 
 def training_config_folder() -> Path:
@@ -131,6 +163,8 @@ __all__ = [
     "TrajectorySampling",
     "count_scenes",
     "init_abstract_agent",
+    "load_split",
     "make_trajectory",
+    "open_log",
     "training_config_folder",
 ]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import threading
 import weakref
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from navsim_recogdrive.cache.failed import FailedFeature, FailedFeatureRead
 from navsim_recogdrive.cache.peek import cached_scene_folders, read_content
 from navsim_recogdrive.cache.scan import refuse_failed
 from navsim_recogdrive.cache.stored import DamagedFeature
+from navsim_recogdrive.cache.writing import write_feature
 from navsim_recogdrive.policy.configuration import InvalidSetting
 
 logger = logging.getLogger(__name__)
@@ -35,12 +37,28 @@ class Failure:
     reason: str
 
 
+@dataclass
+class _Report:
+    """What the builders that fill one cache in one process have to say in the end; threads share it."""
+
+    cache_path: Path
+    files: tuple[str, ...]
+    builders: int = 0
+    failures: list[Failure] = field(default_factory=list)
+    left_out: list[Failure] | None = None  # None: nobody has looked
+
+
+_REPORTS: dict[tuple[Path, tuple[str, ...]], _Report] = {}
+_LOCK = threading.RLock()  # the end of some builders can come while the same thread makes others
+
+
 class FailedScenes:
     """What the builders of one agent share to go on after a scene that fails.
 
     NAVSIM tells feature builders no token. It runs all builders of a scene one after the other, target builders last,
-    so the one that sees the token closes the scene. When the caching of these builders is over, the files of failed
-    scenes are removed, so that the next run tries them again, and listed with their reasons.
+    so the one that sees the token closes the scene. When the last builders of this process that fill the cache are
+    given up, the files of failed scenes are removed, so that the next run tries them again, and listed with their
+    reasons.
 
     Args:
         cache_path: where features are written; ``None``: failures are not caught.
@@ -52,11 +70,41 @@ class FailedScenes:
         self._files = files
         self._error: Exception | None = None
         self._succeeded = False
-        self._failures: list[Failure] = []
+        self._failures = 0
+        self._report: _Report | None = None
         if cache_path is not None:
+            with _LOCK:
+                self._report = _REPORTS.setdefault((cache_path, files), _Report(cache_path, files))
+                self._report.builders += 1
             # At the end of the task that holds the builders, or of the process. Never by a killed process: what it
             # leaves is found by scans.
-            weakref.finalize(self, _report, self._failures, cache_path, files)
+            weakref.finalize(self, _give_up, self._report)
+
+    @property
+    def are_caught(self) -> bool:
+        """Whether a scene that fails is left out and caching goes on."""
+        return self._report is not None
+
+    def leave_out(self, find: Callable[[], Sequence[Failure]]) -> None:
+        """Have NAVSIM pass over scenes that would stop it before any builder sees them.
+
+        Until the builders are given up a failed feature stands in the place of each of their files, so NAVSIM takes the
+        scenes for cached.
+
+        Args:
+            find: lists the scenes; called once per process, before anything is computed.
+        """
+        if self._report is None:
+            return
+        with _LOCK:
+            if self._report.left_out is None:
+                self._report.left_out = list(find())
+            for failure in self._report.left_out:
+                folder = self._report.cache_path / failure.log / failure.token
+                folder.mkdir(parents=True, exist_ok=True)
+                for name in self._files:
+                    if not (folder / f"{name}.gz").is_file():
+                        write_feature(folder / f"{name}.gz", {name: FailedFeature(failure.reason)})
 
     def attempt(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of ``compute``, or a :class:`~navsim_recogdrive.cache.failed.FailedFeature` under ``name``.
@@ -88,8 +136,10 @@ class FailedScenes:
             return None
         reason = _reason(error)
         logger.warning("Scene %s of log %s cannot be cached (%s); going on", token, log, reason)
-        self._failures.append(Failure(log, token, reason))
-        if len(self._failures) >= HOPELESS and not self._succeeded:
+        self._failures += 1
+        if self._report is not None:
+            self._report.failures.append(Failure(log, token, reason))
+        if self._failures >= HOPELESS and not self._succeeded:
             # A run that goes on where another one ended may have nothing but that one's failed scenes left.
             self._succeeded = self._holds_whole_scene()
             if not self._succeeded:
@@ -136,12 +186,18 @@ def _is_whole(folder: Path, names: list[str]) -> bool:
     return True
 
 
-def _report(failures: list[Failure], cache_path: Path, files: tuple[str, ...]) -> None:
+def _give_up(report: _Report) -> None:
+    with _LOCK:
+        report.builders -= 1
+        if report.builders:
+            return
+        del _REPORTS[report.cache_path, report.files]
+        failures = [*(report.left_out or ()), *report.failures]
     if not failures:
         return
     for failure in failures:
-        folder = cache_path / failure.log / failure.token
-        for name in files:
+        folder = report.cache_path / failure.log / failure.token
+        for name in report.files:
             _remove_failed(folder / f"{name}.gz")
     listing = "\n".join(f"  {one.log}/{one.token}: {one.reason}" for one in failures)
     logger.error(

@@ -13,6 +13,7 @@ from torch import Tensor
 from navsim_recogdrive.agents.compat import AbstractFeatureBuilder, AgentInput
 from navsim_recogdrive.agents.failed_scenes import CachedBuilder, FailedScenes
 from navsim_recogdrive.agents.observations import observation_from_agent_input
+from navsim_recogdrive.cache.checked import CheckedFeatures
 from navsim_recogdrive.policy.backbones import SharedBackbone
 from navsim_recogdrive.policy.features import (
     EGO_CACHE,
@@ -87,7 +88,7 @@ class ImageTilesFeatureBuilder(CachedBuilder, AbstractFeatureBuilder):
 
         def compute() -> dict[str, Tensor]:
             observation = observation_from_agent_input(agent_input, self._backbone.config.cameras)
-            return tile_features(preparation, observation)
+            return CheckedFeatures(tile_features(preparation, observation))
 
         return self._failed.attempt(IMAGE_TILES, compute)
 
@@ -107,6 +108,8 @@ class EgoFeatureBuilder(CachedBuilder, AbstractFeatureBuilder):
         Raises:
             InvalidObservation: if the scene lacks what the policy needs, where failures are not caught.
         """
-        return self._failed.attempt(
-            PAST_POSES, lambda: ego_features(observation_from_agent_input(agent_input, cameras=()))
-        )
+
+        def compute() -> dict[str, Tensor]:
+            return CheckedFeatures(ego_features(observation_from_agent_input(agent_input, cameras=())))
+
+        return self._failed.attempt(PAST_POSES, compute)

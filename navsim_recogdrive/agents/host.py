@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 
@@ -34,6 +35,11 @@ class HostRun:
         force_cache_computation: features are computed again where they are cached already.
         navsim_log_path: folder of the split's log pickles.
         filter_log_names: logs the scene filter admits; ``None`` admits all.
+        scene_filter: NAVSIM's ``SceneFilter`` of the split.
+        sensor_blobs_path: folder of the split's images (NAVSIM v1.1).
+        original_sensor_path: likewise (v2.x).
+        synthetic_sensor_path: folder of the images of second-stage scenes (v2.x).
+        synthetic_scenes_path: folder of the second-stage scenes (v2.x).
         train_logs: logs to train on.
         val_logs: logs to validate on.
     """
@@ -43,6 +49,11 @@ class HostRun:
     force_cache_computation: bool | None = None
     navsim_log_path: str | None = None
     filter_log_names: Sequence[str] | None = None
+    scene_filter: Any = None
+    sensor_blobs_path: str | None = None
+    original_sensor_path: str | None = None
+    synthetic_sensor_path: str | None = None
+    synthetic_scenes_path: str | None = None
     train_logs: Sequence[str] | None = None
     val_logs: Sequence[str] | None = None
 

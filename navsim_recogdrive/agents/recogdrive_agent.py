@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
 from torch import Tensor
 
-from navsim_recogdrive.agents.cache_use import check_for_training, failed_scenes, open_for_writing, vlm_of_run
+from navsim_recogdrive.agents.cache_use import (
+    EvaluationStopped,
+    check_for_training,
+    failed_scenes,
+    layout_of,
+    open_for_writing,
+    vlm_of_run,
+)
 from navsim_recogdrive.agents.compat import (
     AbstractAgent,
     AbstractFeatureBuilder,
@@ -37,14 +43,13 @@ from navsim_recogdrive.policy.backbones import SharedBackbone, check_vlm_fits, r
 from navsim_recogdrive.policy.cached_backbone import SceneNotCached, open_evaluation_cache
 from navsim_recogdrive.policy.callbacks import training_callbacks
 from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig, build_settings
+from navsim_recogdrive.policy.features import TRAJECTORY_CACHE
 from navsim_recogdrive.policy.joint import CarriedVLM, OwnBackbone, TrainableVLM, check_base_vlm, read_trained_vlm
 from navsim_recogdrive.policy.memory_advice import MemoryAdvice
 from navsim_recogdrive.policy.objective import ImitationObjective, Objective
 from navsim_recogdrive.policy.optimization import lightning_optimizers
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
 from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
-
-logger = logging.getLogger(__name__)
 
 
 class ReCogDriveAgent(AbstractAgent):
@@ -169,14 +174,16 @@ class ReCogDriveAgent(AbstractAgent):
         """
         backbone = self._backbone
         failed = self._failed
-        open_for_writing(self._host, self.config, backbone)
+        open_for_writing(self._host, self.config, backbone, failed)
         if self.config.cache_hidden_state:
             return [HiddenStateFeatureBuilder(backbone, failed, self.config.cache_mode), EgoFeatureBuilder(failed)]
         return [ImageTilesFeatureBuilder(backbone, failed), EgoFeatureBuilder(failed)]
 
     def get_target_builders(self) -> list[AbstractTargetBuilder]:
-        """The expert's trajectory and the scene token."""
-        return [TrajectoryTargetBuilder(self._failed), SceneTokenTargetBuilder(self._failed)]
+        """The expert's trajectory, where the split is not one for evaluation alone, and the scene token."""
+        has_future = TRAJECTORY_CACHE in layout_of(self._host, self.config).files
+        trajectory = [TrajectoryTargetBuilder(self._failed)] if has_future else []
+        return [*trajectory, SceneTokenTargetBuilder(self._failed)]
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Any]:
         """Condition of a batch, and outside training mode a ``trajectory`` [B, 8, 3], see ``ImitationObjective``."""
@@ -190,16 +197,14 @@ class ReCogDriveAgent(AbstractAgent):
         """Plan for one scene; the same scene, checkpoint and seed give the same trajectory in every process.
 
         Raises:
-            SystemExit: if the cache to plan from does not hold the scene or is damaged. Not an ordinary exception: the
-                runners catch those scene by scene, and v1.1 would leave the scene out of the mean.
+            EvaluationStopped: if the cache to plan from does not hold the scene or is damaged.
         """
         self.eval()
         observation = observation_from_agent_input(agent_input, self.config.vlm.cameras)
         try:
             plan = self._policy.plan(observation)
         except (SceneNotCached, DamagedFeature) as error:
-            logger.error("%s", error)  # a Ray worker dies of the exit without its message
-            raise SystemExit(str(error)) from error
+            raise EvaluationStopped(str(error)) from error
         return make_trajectory(plan.poses, self._trajectory_sampling)
 
     def get_optimizers(self) -> dict[str, Any]:

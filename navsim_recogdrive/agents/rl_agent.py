@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
 import pytorch_lightning as pl
+from hydra.core.hydra_config import HydraConfig
 
 from navsim_recogdrive.agents.cache_use import vlm_of_run
 from navsim_recogdrive.agents.compat import TrajectorySampling
@@ -23,6 +25,11 @@ from navsim_recogdrive.rl.configuration import RLConfig
 from navsim_recogdrive.rl.objective import RLObjective
 from navsim_recogdrive.rl.partial_reward import PartialReward
 from navsim_recogdrive.rl.reference import ReferencePolicy
+
+_log = logging.getLogger(__name__)
+
+PUBLISHED_EPOCHS = 10
+_MAX_EPOCHS = "trainer.params.max_epochs"
 
 
 class ReCogDriveRLAgent(ReCogDriveAgent):
@@ -73,6 +80,7 @@ class ReCogDriveRLAgent(ReCogDriveAgent):
         config = PolicyConfig.from_mapping(settings)
         run = build_settings(HostRun, host or {}, "host")
         _check_settings(config)
+        _warn_of_default_epochs(config)
         reference = _reference(reference_policy_checkpoint, config, rl_config)
         start = reference_policy_checkpoint if checkpoint_path is None else checkpoint_path
         if start is None:
@@ -129,6 +137,22 @@ def _check_settings(config: PolicyConfig) -> None:
     if config.imitation != ImitationConfig():
         names = ", ".join(f"agent.imitation.{field.name}" for field in fields(ImitationConfig))
         raise InvalidSetting(f"{names} cannot act in reinforcement learning: leave it out")
+
+
+def _warn_of_default_epochs(config: PolicyConfig) -> None:
+    """NAVSIM trains for 100 epochs where nobody says otherwise: for days, with a learning rate that hardly falls."""
+    if not HydraConfig.initialized():
+        return
+    given = {override.partition("=")[0].lstrip("+") for override in HydraConfig.get().overrides.task}
+    if _MAX_EPOCHS not in given:
+        _log.warning(
+            "%s is not given, so NAVSIM's default holds: reinforcement learning trains for %s epochs, and the learning "
+            "rate falls over as many. Published: %s=%d",
+            _MAX_EPOCHS,
+            config.optimizer.epochs,
+            _MAX_EPOCHS,
+            PUBLISHED_EPOCHS,
+        )
 
 
 def _reference(path: str | None, config: PolicyConfig, rl: RLConfig) -> ReferencePolicy | None:

@@ -9,6 +9,7 @@ import torch
 
 from navsim_recogdrive.agents.compat import AbstractTargetBuilder, Scene
 from navsim_recogdrive.agents.failed_scenes import CachedBuilder
+from navsim_recogdrive.cache.checked import CheckedFeatures
 from navsim_recogdrive.observation import HORIZON_POSES
 from navsim_recogdrive.policy.features import TOKEN, TOKEN_CACHE, TRAJECTORY, TRAJECTORY_CACHE
 
@@ -43,7 +44,7 @@ class TrajectoryTargetBuilder(CachedBuilder, AbstractTargetBuilder):
                 raise ValueError(
                     f"scene {scene.scene_metadata.initial_token}: the expert's future poses are not finite"
                 )
-            return {TRAJECTORY: torch.from_numpy(poses)}
+            return CheckedFeatures({TRAJECTORY: torch.from_numpy(poses)})
 
         return self._failed.attempt(TRAJECTORY, compute)
 
@@ -63,4 +64,4 @@ class SceneTokenTargetBuilder(CachedBuilder, AbstractTargetBuilder):
         """``{"token": str}``; the default collate makes a list of str of a batch."""
         metadata = scene.scene_metadata
         failure = self._failed.close(metadata.log_name, metadata.initial_token)
-        return {TOKEN: metadata.initial_token if failure is None else failure}
+        return CheckedFeatures({TOKEN: metadata.initial_token if failure is None else failure})

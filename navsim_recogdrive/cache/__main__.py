@@ -3,48 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
 import sys
-from collections.abc import Callable, Collection
-from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from navsim_recogdrive.cache import commands
 from navsim_recogdrive.cache.codec import MODES
-from navsim_recogdrive.cache.conversion import (
-    ConversionReport,
-    Entry,
-    check_precision,
-    check_target,
-    claim_target,
-    convert_foreign,
-    convert_own,
-    read_entry,
-)
-from navsim_recogdrive.cache.hidden_state import UNKNOWN_ORIGIN
-from navsim_recogdrive.cache.identity import CacheIdentity, read_identity
-from navsim_recogdrive.cache.peek import cached_scene_folders
-from navsim_recogdrive.cache.scan import FOREIGN, SETTLE_S, Layout, ScanReport, loose_files, remove, scan_cache
-from navsim_recogdrive.policy.features import (
-    EGO_CACHE,
-    EGO_STATUS,
-    HIDDEN_STATE,
-    HIDDEN_STATE_LAYOUT,
-    IMAGE_TILES_LAYOUT,
-    PAST_POSES,
-    SCENE_KEY,
-    TOKEN,
-    TOKEN_CACHE,
-    TRAJECTORY,
-    TRAJECTORY_CACHE,
-)
-
-_LAYOUTS = {"hidden states": HIDDEN_STATE_LAYOUT, "image tiles": IMAGE_TILES_LAYOUT}
-_LISTED = 20
+from navsim_recogdrive.cache.conversion import Entry
+from navsim_recogdrive.cache.scan import SETTLE_S
+from navsim_recogdrive.observation import CAMERA_SETS
+from navsim_recogdrive.policy.configuration import VLMConfig
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -61,131 +31,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
 
 
-def inspect(options: argparse.Namespace) -> int:
-    """Print what a cache holds; 1 if something in it must not be used."""
-    identity = read_identity(options.root)
-    reports = _scan(options, identity)
-    if options.json:
-        content = {
-            "root": str(options.root),
-            "identity": None if identity is None else identity.to_dict(),
-            **{kind.replace(" ", "_"): _plain(report) for kind, report in reports.items()},
-        }
-        print(json.dumps(content, indent=2))
-    else:
-        print(f"cache {options.root}")
-        print(f"  made by: {'it does not say' if identity is None else identity.describe()}")
-        for kind, report in reports.items():
-            _print_report(kind, report, options.full)
-        _print_loose(options.root)
-    return int(any(report.misleading or report.loose for report in reports.values()))
-
-
-def repair(options: argparse.Namespace) -> int:
-    """Remove what must not be used."""
-    findings = [
-        finding
-        for report in _scan(options, read_identity(options.root)).values()
-        for finding in report.findings
-        if options.foreign or finding.kind != FOREIGN
-    ]
-    findings = list({finding.path: finding for finding in findings}.values())
-    removed = findings if options.dry_run else remove(findings, options.settle)
-    for finding in removed:
-        print(f"{'would remove' if options.dry_run else 'removed'} {finding.path} ({finding.kind}: {finding.reason})")
-    kept = len(findings) - len(removed)
-    print(
-        f"{len(removed)} files {'to remove' if options.dry_run else 'removed'}"
-        + (f", {kept} left alone: another process is writing them" if kept else "")
-        + (
-            "; run_dataset_caching.py with force_cache_computation=false computes their scenes again"
-            if removed and not options.dry_run
-            else ""
-        )
-    )
-    _print_loose(options.root, {finding.path for finding in removed})
-    return 0
-
-
-def convert(options: argparse.Namespace) -> int:
-    """Write a converted copy of a cache."""
-    names = (SCENE_KEY, HIDDEN_STATE)
-    if (options.source_file is None) != (options.source_key is None):
-        raise ValueError("--source-file and --source-key belong together")
-    _require_folder(options.source)
-    if (options.past_poses is None) != (options.ego_status is None):
-        raise ValueError("--past-poses and --ego-status belong together: they are one file of a scene")
-    if options.source_file is None and (options.past_poses or options.trajectory):
-        raise ValueError("--past-poses, --ego-status and --trajectory need --source-file and --source-key")
-    check_target(options.source.resolve(), options.target.resolve())
-    common = (options.source, options.target, HIDDEN_STATE_LAYOUT, names, options.mode, options.workers)
-    if options.source_file is None:
-        identity = read_identity(options.source)
-        check_precision(identity, options.mode)
-        claim_target(
-            options.target, HIDDEN_STATE_LAYOUT, None if identity is None else replace(identity, mode=options.mode)
-        )
-        report = convert_own(*common)
-    else:
-        identity = _stated_identity(options)
-        claim_target(options.target, HIDDEN_STATE_LAYOUT, identity)
-        report = convert_foreign(
-            *common,
-            state=Entry(options.source_file, options.source_key),
-            small=_small_features(options),
-            features=None if identity is None else identity.hidden_size,
-            origin=UNKNOWN_ORIGIN if identity is None else identity.origin,
-        )
-    return _print_conversion(report, options)
-
-
-def estimate(options: argparse.Namespace) -> int:
-    """Print what caching will take."""
-    from navsim_recogdrive.policy.backbones import SharedBackbone
-    from navsim_recogdrive.policy.cache_estimate import estimate_cache
-
-    config = _vlm_config(options)
-    scenes = options.scenes
-    processes = options.processes or max(1, torch.cuda.device_count())
-    folder = options.cache_path
-    folder.mkdir(parents=True, exist_ok=True)
-    backbone = SharedBackbone(config, options.device)
-    found = estimate_cache(backbone, options.sensor_blobs, folder, options.samples, options.mode, options.device)
-    free = shutil.disk_usage(folder).free
-    needed = found.disk_bytes(scenes)
-    hours = found.hours(scenes, processes)
-    if options.json:
-        content = {**asdict(found), "scenes": scenes, "processes": processes, "hours": hours}
-        print(json.dumps({**content, "disk_bytes": needed, "free_bytes": free}, indent=2))
-        return 0
-    length, features = found.hidden_state
-    print(f"one scene, medians of {found.samples} (hidden state {length} x {features}, mode {options.mode}):")
-    for what, seconds in (
-        ("read images", found.read_s),
-        ("tiles, prompt", found.prepare_s),
-        ("VLM", found.vlm_s),
-        ("compress, write", found.write_s),
-        ("together", found.scene_s),
-    ):
-        print(f"  {what:16} {1e3 * seconds:9.1f} ms")
-    print(f"  {'disk':16} {found.scene_bytes / 1e6:9.2f} MB")
-    print(f"{scenes} scenes: {_size(needed)} ({_size(free)} free in {folder})")
-    took = f"{hours:.1f} hours" if hours >= 1 else f"{60 * hours:.1f} minutes"
-    print(f"  {took} with {processes} process{'es' if processes > 1 else ''}, one per GPU")
-    if needed > free:
-        print(
-            "  the disk is too small" + (": agent.cache_mode=int8 takes about half" if options.mode != "int8" else "")
-        )
-    return 0
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m navsim_recogdrive.cache", description="Tools for the feature caches of run_dataset_caching.py."
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    one = commands.add_parser("estimate", help="disk and hours of a split, from a few timed samples")
+    one = subparsers.add_parser("estimate", help="disk and hours of a split, from a few timed samples")
     one.add_argument("sensor_blobs", type=Path, help="a split's images: OPENSCENE_DATA_ROOT/sensor_blobs/trainval")
     one.add_argument(
         "--scenes", type=_scenes, default="navtrain", help="navtrain, navtest or a number (default: navtrain)"
@@ -194,27 +46,26 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--samples", type=_positive, default=8, help="scenes to time (default: 8)")
     one.add_argument("--processes", type=_positive, help="caching processes, one per GPU (default: the GPUs seen here)")
     one.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    one.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="the VLM's")
     one.add_argument("--mode", default="bf16", choices=MODES, help="agent.cache_mode (default: bf16)")
     one.add_argument("--json", action="store_true")
     _add_vlm(one, required=True)
-    one.set_defaults(run=estimate)
+    one.set_defaults(run=commands.estimate)
 
-    one = commands.add_parser("inspect", help="counts, sizes, identity and integrity; status 1 if damaged")
+    one = subparsers.add_parser("inspect", help="counts, sizes, identity and integrity; status 1 if damaged")
     _add_scan(one)
     one.add_argument("--json", action="store_true")
-    one.set_defaults(run=inspect)
+    one.set_defaults(run=commands.inspect)
 
-    one = commands.add_parser("repair", help="remove what is damaged or failed, so that caching computes it again")
+    one = subparsers.add_parser("repair", help="remove what is damaged or failed, so that caching computes it again")
     _add_scan(one)
     one.add_argument("--dry-run", action="store_true", help="only list")
     one.add_argument("--foreign", action="store_true", help="also remove hidden states of another VLM or prompt")
     one.add_argument(
         "--settle", type=float, default=SETTLE_S, metavar="S", help="wait so long for files that are being written"
     )
-    one.set_defaults(run=repair)
+    one.set_defaults(run=commands.repair)
 
-    one = commands.add_parser(
+    one = subparsers.add_parser(
         "convert",
         help="copy a cache into another mode, or one of other software",
         description="Copy a cache into another mode, or, with --source-file and --source-key, one that other software "
@@ -230,9 +81,8 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("--source-key", metavar="KEY", help="key of the hidden state, [L, D] floats, in its dict")
     for name, shape in (("past-poses", "[4, 3]"), ("ego-status", "[8]"), ("trajectory", "[8, 3]")):
         one.add_argument(f"--{name}", type=Entry.parse, metavar="FILE.gz:KEY", help=f"where the source has {shape}")
-    one.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"], help="that the VLM computed in")
     _add_vlm(one, required=False)
-    one.set_defaults(run=convert)
+    one.set_defaults(run=commands.convert)
     return parser
 
 
@@ -243,7 +93,7 @@ def _positive(text: str) -> int:
 
 
 def _scenes(text: str) -> int:
-    from navsim_recogdrive.policy.cache_estimate import SCENES
+    from navsim_recogdrive.policy.cache_estimate import SCENES  # with the VLM's imports, which no other command needs
 
     if text in SCENES:
         return SCENES[text]
@@ -267,145 +117,11 @@ def _add_vlm(parser: argparse.ArgumentParser, required: bool) -> None:
         metavar="FOLDER",
         help="the VLM" if required else "the VLM that made the source; recorded as the cache's identity",
     )
-    parser.add_argument("--cam-type", default="single", choices=["single", "multi"])
-    parser.add_argument("--prompt-profile", default="auto")
-    parser.add_argument("--hidden-length", type=int)
-    parser.add_argument("--max-tiles", type=int, default=12)
-
-
-def _vlm_config(options: argparse.Namespace) -> Any:
-    from navsim_recogdrive.policy.configuration import VLMConfig
-
-    return VLMConfig(
-        path=options.vlm,
-        dtype=options.dtype,
-        cam_type=options.cam_type,
-        prompt_profile=options.prompt_profile,
-        hidden_length=options.hidden_length,
-        max_tiles=options.max_tiles,
-    )
-
-
-def _stated_identity(options: argparse.Namespace) -> CacheIdentity | None:
-    from navsim_recogdrive.policy.backbones import SharedBackbone
-
-    return None if options.vlm is None else SharedBackbone(_vlm_config(options)).identity(options.mode)
-
-
-def _small_features(options: argparse.Namespace) -> dict[str, Callable[[Path], dict[str, Any]]]:
-    makers: dict[str, Callable[[Path], dict[str, Any]]] = {TOKEN_CACHE: lambda folder: {TOKEN: folder.name}}
-    if options.past_poses is not None:
-        makers[EGO_CACHE] = lambda folder: {
-            PAST_POSES: read_entry(folder, options.past_poses).float().reshape(4, 3),
-            EGO_STATUS: read_entry(folder, options.ego_status).float().reshape(8),
-        }
-    if options.trajectory is not None:
-        makers[TRAJECTORY_CACHE] = lambda folder: {
-            TRAJECTORY: read_entry(folder, options.trajectory).float().reshape(8, 3)
-        }
-    return makers
-
-
-def _scan(options: argparse.Namespace, identity: CacheIdentity | None) -> dict[str, ScanReport]:
-    """Reports by kind of content, of the kinds that the cache holds."""
-    _require_folder(options.root)
-    kinds: dict[str, Layout] = {
-        kind: layout
-        for kind, layout in _LAYOUTS.items()
-        if next(cached_scene_folders(options.root, options.logs, f"{layout.files[0]}.gz"), None) is not None
-    }
-    if not kinds:
-        raise FileNotFoundError(
-            f"{options.root} holds no hidden states or image tiles (LOG/TOKEN/{HIDDEN_STATE_LAYOUT.files[0]}.gz)"
-        )
-    return {
-        kind: scan_cache(
-            options.root,
-            layout,
-            options.logs,
-            full=options.full,
-            identity=identity,
-            workers=options.workers,
-            progress=True,
-        )
-        for kind, layout in kinds.items()
-    }
-
-
-def _require_folder(path: Path) -> None:
-    if not path.is_dir():
-        raise FileNotFoundError(f"no folder {path}")
-
-
-def _print_report(kind: str, report: ScanReport, full: bool) -> None:
-    print(f"  {kind}: {report.scenes} scenes are whole ({'full' if full else 'quick'} scan)")
-    for (mode, length, features), count in sorted(report.states.items()):
-        print(f"    {count} of {length} x {features} in mode {mode}")
-    for name, size in sorted(report.file_bytes.items(), key=lambda item: -item[1]):
-        print(f"    {name:28} {_size(size)}")
-    if report.incomplete:
-        print(f"    {len(report.incomplete)} lack files and are not used; caching again completes them")
-    for finding in report.findings[:_LISTED]:
-        print(f"    {finding.kind}: {finding.reason}")
-    if len(report.findings) > _LISTED:
-        print(f"    and {len(report.findings) - _LISTED} more")
-    if report.findings:
-        kinds = {finding.kind for finding in report.findings}
-        if kinds != {FOREIGN}:
-            print("    repair removes these files, so that caching computes their scenes again")
-        if FOREIGN in kinds:
-            print("    the foreign ones, of another VLM or prompt, only with repair --foreign")
-
-
-def _print_loose(root: Path, removed: Collection[Path] = ()) -> None:
-    for path in loose_files(root):
-        if path in removed:  # a dry run
-            continue
-        advice = "repair removes it" if path.suffix == ".partial" else "move it elsewhere"
-        print(f"  loose: {path} is no log's folder, and NAVSIM's Dataset fails on it; {advice}")
-
-
-def _plain(report: ScanReport) -> dict[str, Any]:
-    return {
-        "scenes": report.scenes,
-        "incomplete": [str(path) for path in report.incomplete],
-        "loose": [str(path) for path in report.loose],
-        "findings": [{"path": str(one.path), "kind": one.kind, "reason": one.reason} for one in report.findings],
-        "file_bytes": dict(report.file_bytes),
-        "states": [
-            {"mode": mode, "rows": length, "features": features, "count": count}
-            for (mode, length, features), count in sorted(report.states.items())
-        ],
-    }
-
-
-def _print_conversion(report: ConversionReport, options: argparse.Namespace) -> int:
-    print(
-        f"{report.converted} scenes converted to {options.mode} in {options.target}, {report.skipped} were there "
-        f"already ({_size(report.source_bytes)} became {_size(report.target_bytes)})"
-    )
-    if report.completed:
-        print(f"{report.completed} of those got files that they lacked")
-    if report.rounded:
-        print(f"{report.rounded} of them held values finer than bf16; mode fp32 keeps them")
-    for folder, reason in list(report.failed.items())[:_LISTED]:
-        print(f"not converted: {folder}: {reason}")
-    if len(report.failed) > _LISTED:
-        print(f"and {len(report.failed) - _LISTED} more")
-    if options.source_file is not None and None in (options.past_poses, options.ego_status, options.trajectory):
-        print(
-            "without --past-poses, --ego-status and --trajectory these scenes lack files that training needs, and "
-            "run_dataset_caching.py would compute them again from the start"
-        )
-    return int(bool(report.failed))
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+    parser.add_argument("--dtype", default=VLMConfig.dtype, choices=["bfloat16", "float32"], help="that it computes in")
+    parser.add_argument("--cam-type", default=VLMConfig.cam_type, choices=list(CAMERA_SETS))
+    parser.add_argument("--prompt-profile", default=VLMConfig.prompt_profile)
+    parser.add_argument("--hidden-length", type=_positive, default=VLMConfig.hidden_length)
+    parser.add_argument("--max-tiles", type=_positive, default=VLMConfig.max_tiles)
 
 
 if __name__ == "__main__":

@@ -46,10 +46,16 @@ class Layout:
     Attributes:
         files: their names in the order in which they are written.
         hidden_state: the one among them that holds a hidden state, if any.
+        training_only: the one among them that a scene cached for evaluation lacks, if any.
     """
 
     files: tuple[str, ...]
     hidden_state: str | None = None
+    training_only: str | None = None
+
+    def for_evaluation(self) -> Layout:
+        """The same without the file that only training needs."""
+        return Layout(tuple(name for name in self.files if name != self.training_only), self.hidden_state)
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,7 @@ class ScanReport:
     Attributes:
         scenes: complete scenes without a finding.
         incomplete: folders of scenes that lack a file; NAVSIM computes these again, and training leaves them out.
+        evaluation_only: folders of scenes that lack nothing but what only training needs; training leaves them out.
         findings: files that must not be used.
         file_bytes: bytes of all files, by file name.
         states: how many hidden states there are, by (mode, rows, columns).
@@ -90,6 +97,7 @@ class ScanReport:
 
     scenes: int = 0
     incomplete: list[Path] = field(default_factory=list)
+    evaluation_only: list[Path] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     file_bytes: Counter[str] = field(default_factory=Counter)
     states: Counter[tuple[str, int, int]] = field(default_factory=Counter)
@@ -98,7 +106,7 @@ class ScanReport:
 
     @property
     def misleading(self) -> list[Finding]:
-        """Findings in scenes that NAVSIM takes for complete, and would train on."""
+        """Findings in scenes that NAVSIM takes for complete, and would train on or evaluate from."""
         incomplete = set(self.incomplete)
         return [one for one in self.findings if one.kind != PARTIAL and one.path.parent not in incomplete]
 
@@ -106,6 +114,7 @@ class ScanReport:
         """Add what was found elsewhere."""
         self.scenes += other.scenes
         self.incomplete += other.incomplete
+        self.evaluation_only += other.evaluation_only
         self.findings += other.findings
         self.file_bytes += other.file_bytes
         self.states += other.states
@@ -288,7 +297,10 @@ def _scan_scene(folder: Path, layout: Layout, full: bool, identity: CacheIdentit
             else:
                 findings.append(Finding(path, DAMAGED, str(error), stat.st_mtime_ns))
     report.findings += findings
-    if len(found) < len(names):
+    lacking = [name for name in names if name not in found]
+    if lacking == [f"{layout.training_only}.gz"]:
+        report.evaluation_only.append(folder)
+    elif lacking:
         if found:
             report.incomplete.append(folder)
     elif not any(finding.kind != PARTIAL for finding in findings):

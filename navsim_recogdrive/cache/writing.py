@@ -5,18 +5,17 @@ from __future__ import annotations
 import gzip
 import pickle
 import uuid
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 
-def write_feature(path: Path, features: Mapping[str, Any]) -> None:
+def write_feature(path: Path, features: dict[str, Any]) -> None:
     """Write one builder's dict as NAVSIM's ``Dataset`` does, a pickle in gzip level 1, in place of any older file.
 
     Raises:
         OSError: if it cannot be written; nothing is left then.
     """
-    write_whole(path, gzip.compress(pickle.dumps(dict(features)), compresslevel=1))
+    write_whole(path, gzip.compress(pickle.dumps(features), compresslevel=1))
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
+from navsim_recogdrive.cache.checked import CheckedFeatures
 from navsim_recogdrive.cache.identity import claim
 from navsim_recogdrive.cache.writing import write_feature
 from navsim_recogdrive.policy.backbones import SharedBackbone
@@ -66,9 +67,10 @@ def cache_scenes(scenes: Sequence[WorldScene], backbone: SharedBackbone, cache_p
         folder = scene_folder(cache_path, scene)
         folder.mkdir(parents=True, exist_ok=True)
         write_feature(folder / f"{HIDDEN_STATE_CACHE}.gz", backbone.cacheable_features(observation, mode))
-        write_feature(folder / f"{EGO_CACHE}.gz", ego_features(observation))
-        write_feature(folder / f"{TRAJECTORY_CACHE}.gz", {TRAJECTORY: torch.from_numpy(scene.future_poses())})
-        write_feature(folder / f"{TOKEN_CACHE}.gz", {TOKEN: scene.token})
+        write_feature(folder / f"{EGO_CACHE}.gz", CheckedFeatures(ego_features(observation)))
+        future = torch.from_numpy(scene.future_poses())
+        write_feature(folder / f"{TRAJECTORY_CACHE}.gz", CheckedFeatures({TRAJECTORY: future}))
+        write_feature(folder / f"{TOKEN_CACHE}.gz", CheckedFeatures({TOKEN: scene.token}))
     return len(missing)
 
 

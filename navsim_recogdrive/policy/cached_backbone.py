@@ -67,7 +67,8 @@ class CachedBackbone:
     ) -> None:
         self._root = Path(root)
         self._cameras = config.cameras
-        self._profile = load_profile(config.prompt_profile, config.cameras)
+        folder = None if config.path is None else Path(config.path)
+        self._profile = load_profile(config.prompt_profile, config.cameras, folder)
         self._vlm = vlm
         self._compute_missing = compute_missing
         self._index = open_scene_index(self._root, f"{HIDDEN_STATE_CACHE}.gz")

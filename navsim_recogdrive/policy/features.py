@@ -64,10 +64,14 @@ TRAJECTORY_CACHE = "recogdrive_trajectory"
 TOKEN_CACHE = "recogdrive_token"
 """Name of the cache file that holds the scene :data:`TOKEN`."""
 
-HIDDEN_STATE_LAYOUT = Layout((HIDDEN_STATE_CACHE, EGO_CACHE, TRAJECTORY_CACHE, TOKEN_CACHE), HIDDEN_STATE_CACHE)
+HIDDEN_STATE_LAYOUT = Layout(
+    (HIDDEN_STATE_CACHE, EGO_CACHE, TRAJECTORY_CACHE, TOKEN_CACHE), HIDDEN_STATE_CACHE, TRAJECTORY_CACHE
+)
 """The files of a scene in a cache of hidden states, in the order in which they are written."""
 
-IMAGE_TILES_LAYOUT = Layout((IMAGE_TILES_CACHE, EGO_CACHE, TRAJECTORY_CACHE, TOKEN_CACHE))
+IMAGE_TILES_LAYOUT = Layout(
+    (IMAGE_TILES_CACHE, EGO_CACHE, TRAJECTORY_CACHE, TOKEN_CACHE), training_only=TRAJECTORY_CACHE
+)
 """Likewise in a cache of image tiles (joint mode)."""
 
 

@@ -231,12 +231,18 @@ def _shape(backbone: Backbone, training: str, lora: LoRA | None, dtype: torch.dt
     if training == "lora":
         if lora is None:
             raise ValueError("training=lora needs the shape of the adapters")
-        _inject(backbone.model, lora)
+        inject_lora(backbone.model, lora)
     # The same in training and evaluation, so that a plan does not depend on where it is made.
     backbone.autocast = None if dtype == torch.float32 else dtype
 
 
-def _inject(model: Any, lora: LoRA) -> None:
+def inject_lora(model: Any, lora: LoRA) -> None:
+    """Put float32 adapters into the ``language_model`` of transformers' base model, in place.
+
+    Raises:
+        PeftMissing: without peft.
+        ValueError: for target modules that the language model does not have.
+    """
     if importlib.util.find_spec("peft") is None:
         raise PeftMissing("LoRA adapters need the package peft: pip install 'navsim-recogdrive[lora]'")
     from peft import LoraConfig, inject_adapter_in_model

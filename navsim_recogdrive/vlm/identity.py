@@ -55,7 +55,8 @@ class VLMSettings:
         revision: branch, tag or commit of a hub repository.
         vlm_type: ``auto``, or the kind that is insisted on (``internvl``, ``qwen2_5_vl``, ``qwen3_vl``).
         cam_type: ``single`` (the front camera, as published) or ``multi`` (front-left, front, front-right).
-        prompt_profile: name of a built-in profile, path of a JSON file, or ``auto``: ``published`` for one camera,
+        prompt_profile: name of a built-in profile, path of a JSON file, or ``auto``: the one in the checkpoint's
+            folder (``prompt_profile.json``, as fine-tuning leaves it) or else ``published`` for one camera and
             ``three_cameras`` for three.
         hidden_length: rows of a hidden state, padding included; ``None``: 496 and what the cameras' images take, which
             makes 2800 for the published model.
@@ -84,8 +85,10 @@ class VLMSettings:
 
         Raises:
             PromptError: if it is unknown, malformed, or about other cameras.
+            VLMCheckpointError: for ``auto``, if there is no checkpoint.
         """
-        return load_profile(self.prompt_profile, self.cameras)
+        checkpoint = checkpoint_directory(self.path, self.revision) if self.prompt_profile == "auto" else None
+        return load_profile(self.prompt_profile, self.cameras, checkpoint)
 
     def length(self, architecture: Architecture) -> int:
         """Rows of a hidden state.

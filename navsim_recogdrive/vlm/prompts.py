@@ -30,6 +30,9 @@ from navsim_recogdrive.vlm.architecture import ImageTokens
 
 Segment = str | tuple[int, ...]
 
+PROFILE_FILE = "prompt_profile.json"
+"""In a checkpoint's folder: the profile that its weights were fine-tuned with."""
+
 
 class PromptError(ValueError):
     """A prompt profile that cannot be used: malformed, unknown, or not made for the tokenizer at hand."""
@@ -145,6 +148,16 @@ class PromptProfile:
         except (json.JSONDecodeError, PromptError) as error:
             raise PromptError(f"prompt profile {str(name_or_path)!r}: {error}") from None
 
+    def to_json(self) -> str:
+        """The content of a profile's file: what :meth:`load` makes an equal profile of."""
+        content: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        content["number"] = vars(self.number)
+        if self.camera_labels is None:
+            del content["camera_labels"]
+        else:
+            content["camera_labels"] = dict(self.camera_labels)
+        return json.dumps(content, ensure_ascii=False, indent=2) + "\n"
+
     @property
     def fingerprint(self) -> str:
         """SHA-256 (hex) of everything that decides the token ids; equal for equal profiles wherever they lie."""
@@ -164,7 +177,7 @@ class PromptProfile:
         for token in (image_tokens.start, image_tokens.context, image_tokens.end):
             added_token_id(tokenizer, token)
         if self.text_sha256 is not None:
-            text = "".join(_text(segment, tokenizer) for segment in self._segments)
+            text = "".join(segment_text(segment, tokenizer) for segment in self._segments)
             if hashlib.sha256(text.encode()).hexdigest() != self.text_sha256:
                 raise PromptError(
                     "the prompt profile's token ids stand for other text in this tokenizer's vocabulary (it needs "
@@ -225,11 +238,11 @@ class PromptProfile:
         # Tokens join text across the borders of the segments (")" and a line break are one token), so everything
         # behind the image is encoded as one text.
         question = (
-            _text(self.question_head, tokenizer)
+            segment_text(self.question_head, tokenizer)
             + self.history_text(past_poses)
-            + _text(self.before_command, tokenizer)
+            + segment_text(self.before_command, tokenizer)
             + self.commands[driving_command]
-            + _text(self.after_command, tokenizer)
+            + segment_text(self.after_command, tokenizer)
         )
         labels = [""] if self.camera_labels is None else [label for _, label in self.camera_labels]
         if len(labels) != len(image_rows):
@@ -257,31 +270,40 @@ class PromptProfile:
             items.append(self.history_item.format(k=step, x=x, y=y, heading=heading))
         return self.history_join.join(items)
 
-    def answer_text(self, tokenizer: Tokenizer, poses: ArrayLike) -> str:
+    def answer_text(self, tokenizer: Tokenizer | None, poses: ArrayLike) -> str:
         """Write a trajectory ``[8, 3]`` (x, y, heading), metres and radians, ego frame, as the VLM is to answer it.
 
         Raises:
             ValueError: for another shape.
+            PromptError: without a tokenizer, where the answer's segments are token ids.
         """
         trajectory = np.asarray(poses, dtype=np.float64)
         if trajectory.shape != (HORIZON_POSES, 3):
             raise ValueError(f"poses must have shape [{HORIZON_POSES}, 3], found {list(trajectory.shape)}")
         written = ", ".join(f"({', '.join(map(self.number, pose))})" for pose in trajectory.tolist())
-        return _text(self.answer_head, tokenizer) + written + _text(self.answer_tail, tokenizer)
+        return segment_text(self.answer_head, tokenizer) + written + segment_text(self.answer_tail, tokenizer)
 
     @property
     def _segments(self) -> tuple[Segment, ...]:
         return (self.before_image, self.question_head, self.before_command, self.after_command)
 
 
-def load_profile(name_or_path: str | Path, cameras: Sequence[str]) -> PromptProfile:
-    """Load a profile for ``cameras``; ``auto`` is ``published`` for one camera and ``three_cameras`` for three.
+def load_profile(name_or_path: str | Path, cameras: Sequence[str], checkpoint: Path | None = None) -> PromptProfile:
+    """Load a profile for ``cameras``.
+
+    Args:
+        name_or_path: as for :meth:`PromptProfile.load`, or ``auto``: the checkpoint's own where it has one
+            (``prompt_profile.json``), else ``published`` for one camera and ``three_cameras`` for three.
+        cameras: what the VLM sees.
+        checkpoint: folder of the VLM, ``None`` where there is none.
 
     Raises:
         PromptError: if it is unknown, malformed, or about other cameras.
     """
-    automatic = "published" if len(cameras) == 1 else "three_cameras"
-    profile = PromptProfile.load(automatic if name_or_path == "auto" else name_or_path)
+    if name_or_path == "auto":
+        own = None if checkpoint is None else checkpoint / PROFILE_FILE
+        name_or_path = own if own and own.is_file() else "published" if len(cameras) == 1 else "three_cameras"
+    profile = PromptProfile.load(name_or_path)
     profile.check_cameras(cameras)
     return profile
 
@@ -317,9 +339,16 @@ def _profile_from(content: Any) -> PromptProfile:
     return PromptProfile(**content)
 
 
-def _text(segment: Segment, tokenizer: Tokenizer) -> str:
+def segment_text(segment: Segment, tokenizer: Tokenizer | None) -> str:
+    """The text of a segment.
+
+    Raises:
+        PromptError: for token ids without a tokenizer.
+    """
     if isinstance(segment, str):
         return segment
+    if tokenizer is None:
+        raise PromptError("this prompt profile is given as token ids: a tokenizer is needed to spell it out")
     return str(tokenizer.decode(list(segment), clean_up_tokenization_spaces=False))
 
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Caches the VLM's hidden states of a split through NAVSIM's run_dataset_caching.py: one process per GPU, each with logs
 # of about the same number of scenes, on one node or several. Run it again to continue: what is complete is left alone,
-# what a killed run left damaged is computed again.
+# what a killed run left damaged is computed again. Scenes that fail, or whose images cannot be read, are left out and
+# listed at the end with their reasons; the exit status is 0 all the same, and the next run tries them again.
 #
 #   bash scripts/cache_dataset/run_caching_recogdrive_hidden_state.sh [--dry-run] [HYDRA OVERRIDES]
 #
@@ -16,6 +17,7 @@
 #   CACHE_PATH           the cache [NAVSIM_EXP_ROOT/AGENT_hidden_state_SPLIT]; with several nodes on a shared disk
 #   GPUS_PER_NODE        GPUs of a node to use [those in CUDA_VISIBLE_DEVICES, else all]; 0: the CPU
 #   PROCESSES_PER_GPU    [1]; 2 where preparing images, not the GPU, is the limit; without a GPU: processes of a node
+#   THREADS_PER_PROCESS  threads that decode images, prepare them and compress beside the GPU [4]; 1: none beside it
 #   NNODES, NODE_RANK    number of nodes and which one this is [Slurm's SLURM_NNODES and SLURM_NODEID, else 1 and 0]:
 #                        start this script once on every node (srun --ntasks-per-node=1)
 #   LOG_DIR              one log per process [NAVSIM_EXP_ROOT/caching_logs/AGENT_SPLIT]
@@ -40,6 +42,7 @@ SPLIT="${SPLIT:-navtrain}"
 NNODES="${NNODES:-${SLURM_NNODES:-1}}"
 NODE_RANK="${NODE_RANK:-${SLURM_NODEID:-0}}"
 PROCESSES_PER_GPU="${PROCESSES_PER_GPU:-1}"
+THREADS_PER_PROCESS="${THREADS_PER_PROCESS:-4}"
 for name in OPENSCENE_DATA_ROOT NUPLAN_MAPS_ROOT NAVSIM_EXP_ROOT; do
     [[ -n ${!name:-} ]] || { echo "$name is not set (see --help)" >&2; exit 2; }
 done
@@ -54,17 +57,16 @@ elif command -v nvidia-smi >/dev/null; then
     mapfile -t GPUS < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || true)
 fi
 GPUS_PER_NODE="${GPUS_PER_NODE:-${#GPUS[@]}}"
-for name in NNODES NODE_RANK GPUS_PER_NODE PROCESSES_PER_GPU; do
+for name in NNODES NODE_RANK GPUS_PER_NODE PROCESSES_PER_GPU THREADS_PER_PROCESS; do
     [[ ${!name} =~ ^[0-9]+$ ]] || { echo "$name must be a whole number, found ${!name}" >&2; exit 2; }
 done
 if ((NODE_RANK >= NNODES)); then
     echo "NODE_RANK=$NODE_RANK does not fit NNODES=$NNODES: ranks are 0 to $((NNODES - 1))" >&2
     exit 2
 fi
-if ((PROCESSES_PER_GPU < 1)); then
-    echo "PROCESSES_PER_GPU must be at least 1" >&2
-    exit 2
-fi
+for name in PROCESSES_PER_GPU THREADS_PER_PROCESS; do
+    ((${!name} >= 1)) || { echo "$name must be at least 1" >&2; exit 2; }
+done
 if ((GPUS_PER_NODE > ${#GPUS[@]})); then
     echo "GPUS_PER_NODE=$GPUS_PER_NODE, but this node shows ${#GPUS[@]} GPUs (nvidia-smi, CUDA_VISIBLE_DEVICES)" >&2
     exit 2
@@ -77,6 +79,10 @@ say "NAVSIM v$NAVSIM_MAJOR: dividing $SPLIT among $((NNODES * PER_NODE)) process
 SHARDS="$(python -m navsim_recogdrive.agents.log_shards --shards "$((NNODES * PER_NODE))" "agent=$AGENT" \
     "train_test_split=$SPLIT" "$@")"
 mapfile -t SHARDS <<<"$SHARDS"
+
+# In threads, not processes: they share one VLM.
+WORKER=(worker=single_machine_thread_pool "worker.max_workers=$THREADS_PER_PROCESS")
+((THREADS_PER_PROCESS > 1)) || WORKER=(worker=sequential)
 
 $DRY_RUN || mkdir -p "$LOG_DIR"
 PIDS=() NAMES=()
@@ -98,7 +104,7 @@ for ((process = 0; process < PER_NODE; process++)); do
     fi
     command=(
         python "$NAVSIM_SCRIPT_ROOT/run_dataset_caching.py" "agent=$AGENT" "train_test_split=$SPLIT"
-        "experiment_name=caching_${AGENT}_$SPLIT/shard_$shard" "cache_path='$CACHE_PATH'" worker=sequential
+        "experiment_name=caching_${AGENT}_$SPLIT/shard_$shard" "cache_path='$CACHE_PATH'" "${WORKER[@]}"
         force_cache_computation=false "$@" "train_test_split.scene_filter.log_names=$logs"
     )
     environment=()
@@ -121,10 +127,11 @@ for index in "${!PIDS[@]}"; do
 done
 PIDS=()
 # What the processes say of scenes that could not be cached.
-for shard in "${NAMES[@]}"; do
+UNCACHED="$(for shard in "${NAMES[@]}"; do
     sed -n '/scenes could not be cached/,/^[^ ]/p' "$LOG_DIR/shard_$shard.log" |
         grep -E 'could not be cached|^  ' || true
-done
+done)"
+[[ -z $UNCACHED ]] || echo "$UNCACHED"
 if ((${#failed[@]} > 0)); then
     for shard in "${failed[@]}"; do
         echo "Shard $shard failed; the end of $LOG_DIR/shard_$shard.log:" >&2
@@ -133,4 +140,4 @@ if ((${#failed[@]} > 0)); then
     echo "${#failed[@]} of ${#NAMES[@]} processes failed; run this script again to continue" >&2
     exit 1
 fi
-say "Done: $CACHE_PATH"
+say "Done${UNCACHED:+, but for the scenes above}: $CACHE_PATH"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from filled_cache import SCENES, Cache
 from runners import Runners
 from tiny_sizes import TINY_HIDDEN_LENGTH, TINY_PLANNER
 
@@ -76,3 +77,44 @@ def scene_loader(navsim_world: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
         )
 
     return make
+
+
+@pytest.fixture
+def cache(
+    make_agent: Callable[..., Any],
+    scene_loader: Callable[..., Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Cache:
+    from navsim_recogdrive.agents.target_builders import SceneTokenTargetBuilder
+
+    def make(**settings: Any) -> Any:
+        agent = make_agent(**settings)
+        agent.computed = computed = []
+        compute = SceneTokenTargetBuilder.compute_targets
+
+        def noting(self: Any, scene: Any) -> dict[str, Any]:
+            computed.append(scene.scene_metadata.initial_token)
+            return compute(self, scene)
+
+        builders = agent.get_target_builders
+
+        def get_target_builders() -> list[Any]:
+            made = builders()
+            made[-1].compute_targets = noting.__get__(made[-1])
+            return made
+
+        agent.get_target_builders = get_target_builders
+        return agent
+
+    loader = scene_loader("test", make_agent().get_sensor_config())
+    tokens = loader.tokens[:: max(1, len(loader.tokens) // SCENES)][:SCENES]
+    loader.scene_frames_dicts = {token: loader.scene_frames_dicts[token] for token in tokens}
+    return Cache(tmp_path / "cache", make, loader)
+
+
+@pytest.fixture
+def full_cache(cache: Cache) -> Cache:
+    assert sorted(cache.fill()) == sorted(cache.loader.tokens)
+    cache.age()
+    return cache

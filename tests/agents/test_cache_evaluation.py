@@ -94,7 +94,7 @@ def flip_a_bit(file: Path) -> None:
 
 
 def test_a_damaged_file_stops_scoring(runners: Runners, cache: Path, planner: Path, tmp_path: Path) -> None:
-    """Swallowed scene by scene it would raise v1.1's mean."""
+    """Swallowed scene by scene it would raise v1.1's mean. The reason crosses from a Ray worker to the user."""
     damaged = shutil.copytree(cache, tmp_path / "damaged")
     for file in damaged.glob("*/*/recogdrive_hidden_state.gz"):
         flip_a_bit(file)
@@ -107,10 +107,12 @@ def test_a_damaged_file_stops_scoring(runners: Runners, cache: Path, planner: Pa
         f"agent.hidden_state_cache={damaged}",
         "train_test_split=test",
         EVERY_FRAME,
-        "worker=sequential",
+        *("worker=ray_distributed_no_torch", "worker.threads_per_node=1"),
         f"metric_cache_path={runners.experiments / 'metric_cache'}",
         "experiment_name=damaged",
         expect_failure=True,
     )
+    output = output[output.rindex("Traceback") :]
+    assert "EvaluationStopped" in output
     assert f"the cache file {damaged}" in output
     assert "navsim_recogdrive.cache repair" in output

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import gzip
 import logging
 import os
@@ -10,168 +9,15 @@ import pickle
 import resource
 import shutil
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from filled_cache import FILES, SCENES, Cache, wait
 
 pytestmark = pytest.mark.navsim
-
-SCENES = 5
-FILES = ("recogdrive_hidden_state", "recogdrive_ego", "recogdrive_trajectory", "recogdrive_token")
-LONG_AGO_S = 3600
-
-
-class Cache:
-    """One cache, filled with a few scenes by an agent per run, as ``run_dataset_caching.py`` does."""
-
-    def __init__(self, root: Path, make_agent: Callable[..., Any], loader: Any) -> None:
-        self.root = root
-        self.loader = loader
-        self._make_agent = make_agent
-
-    def host(self, **settings: Any) -> dict[str, Any]:
-        return {"cache_path": str(self.root), "force_cache_computation": False, **settings}
-
-    def agent(self, host: dict[str, Any] | None = None, **settings: Any) -> Any:
-        return self._make_agent(host=host or self.host(), **settings)
-
-    def fill(self, force: bool = False, **settings: Any) -> list[str]:
-        """Cache all scenes; returns the tokens of those computed now."""
-        try:
-            return self._fill(force, **settings)
-        finally:
-            gc.collect()  # the task is over, and what its builders have to say is said
-
-    def _fill(self, force: bool, **settings: Any) -> list[str]:
-        from navsim.planning.training.dataset import Dataset
-
-        from navsim_recogdrive.agents import cache_use
-
-        cache_use._OPENED.clear()  # as in a new process
-        agent = self.agent(self.host(force_cache_computation=force), **settings)
-        dataset = Dataset(
-            scene_loader=self.loader,
-            feature_builders=agent.get_feature_builders(),
-            target_builders=agent.get_target_builders(),
-            cache_path=str(self.root),
-            force_cache_computation=force,
-        )
-        return [token for token in dataset._scene_loader.tokens if token in agent.computed]
-
-    def fill_in_child(self, before: Callable[[], None] = lambda: None, **settings: Any) -> int:
-        """The same in another process; returns its exit status, negative for a signal."""
-        return wait(self.start_child(before, **settings))
-
-    def start_child(self, before: Callable[[], None] = lambda: None, **settings: Any) -> int:
-        child = os.fork()
-        if child == 0:
-            try:
-                before()
-                self.fill(**settings)
-                os._exit(0)
-            except OSError:
-                os._exit(7)
-            finally:
-                os._exit(1)
-        return child
-
-    def check(self, full: bool = True, **settings: Any) -> Any:
-        from navsim_recogdrive.cache.identity import read_identity
-        from navsim_recogdrive.cache.scan import scan_cache
-        from navsim_recogdrive.policy.features import HIDDEN_STATE_LAYOUT
-
-        identity = read_identity(self.root)
-        return scan_cache(self.root, HIDDEN_STATE_LAYOUT, full=full, identity=identity)
-
-    def training_agent(self, root: Path | None = None, **settings: Any) -> Any:
-        """An agent as ``run_training.py`` makes it, after its checks."""
-        from navsim_recogdrive.agents.cache_use import check_for_training
-
-        host = self.host(use_cache_without_dataset=True, cache_path=str(root or self.root))
-        agent = self.agent(host, **settings)
-        check_for_training(agent._host, agent.config, agent._policy.backbone)
-        return agent
-
-    def batch(self, agent: Any, root: Path | None = None, workers: int = 0) -> tuple[dict[str, Any], dict[str, Any]]:
-        """All scenes that NAVSIM would train on."""
-        from navsim.planning.training.dataset import CacheOnlyDataset
-
-        dataset = CacheOnlyDataset(
-            str(root or self.root), agent.get_feature_builders(), agent.get_target_builders(), log_names=None
-        )
-        (batch,) = DataLoader(dataset, batch_size=len(dataset), num_workers=workers)
-        return batch
-
-    def train(self, root: Path | None = None) -> int:
-        """One step from the cache; returns the number of scenes."""
-        agent = self.training_agent(root).train()
-        features, targets = self.batch(agent, root)
-        loss = agent.compute_loss(features, targets, agent.forward(features))
-        loss.backward()
-        assert torch.isfinite(loss)
-        return len(targets["token"])
-
-    def age(self) -> None:
-        """Make all files an hour older, in their order: nobody is writing them."""
-        for path in self.root.glob("*/*/*"):
-            stat = path.stat()
-            os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns - LONG_AGO_S * 10**9))
-
-    def files(self, name: str = FILES[0]) -> list[Path]:
-        return sorted(self.root.glob(f"*/*/{name}.gz"))
-
-    def snapshot(self) -> dict[Path, int]:
-        return {path: path.stat().st_mtime_ns for path in self.root.rglob("*")}
-
-
-def wait(child: int) -> int:
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-@pytest.fixture
-def cache(
-    make_agent: Callable[..., Any],
-    scene_loader: Callable[..., Any],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Cache:
-    from navsim_recogdrive.agents.target_builders import SceneTokenTargetBuilder
-
-    def make(**settings: Any) -> Any:
-        agent = make_agent(**settings)
-        agent.computed = computed = []
-        compute = SceneTokenTargetBuilder.compute_targets
-
-        def noting(self: Any, scene: Any) -> dict[str, Any]:
-            computed.append(scene.scene_metadata.initial_token)
-            return compute(self, scene)
-
-        builders = agent.get_target_builders
-
-        def get_target_builders() -> list[Any]:
-            made = builders()
-            made[-1].compute_targets = noting.__get__(made[-1])
-            return made
-
-        agent.get_target_builders = get_target_builders
-        return agent
-
-    loader = scene_loader("test", make_agent().get_sensor_config())
-    tokens = loader.tokens[:: max(1, len(loader.tokens) // SCENES)][:SCENES]
-    loader.scene_frames_dicts = {token: loader.scene_frames_dicts[token] for token in tokens}
-    return Cache(tmp_path / "cache", make, loader)
-
-
-@pytest.fixture
-def full_cache(cache: Cache) -> Cache:
-    assert sorted(cache.fill()) == sorted(cache.loader.tokens)
-    cache.age()
-    return cache
 
 
 def kill_at(call: int, share: float) -> Callable[[], None]:
@@ -431,95 +277,13 @@ def test_files_in_the_root_are_named(full_cache: Cache) -> None:
         full_cache.fill()
 
 
-@pytest.fixture
-def poisoned(cache: Cache) -> Iterator[str]:
-    """One scene whose ego velocity is not a number; its token."""
-    token = cache.loader.tokens[2]
-    frame = cache.loader.scene_frames_dicts[token][3]
-    state = np.array(frame["ego_dynamic_state"], dtype=float)
-    frame["ego_dynamic_state"] = state * np.nan
-    yield token
-    frame["ego_dynamic_state"] = state
-
-
-def test_a_failing_scene_does_not_stop_the_rest(cache: Cache, poisoned: str, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        assert len(cache.fill()) == SCENES
-    summary = caplog.records[-1].getMessage()
-    assert "1 scenes could not be cached" in summary
-    assert f"/{poisoned}: InvalidObservation: velocity holds values that are not finite" in summary
-    report = cache.check()
-    assert (report.scenes, report.findings) == (SCENES - 1, [])
-    assert not list(cache.root.glob(f"*/{poisoned}/*")), "nothing of the scene is left"
-    assert cache.train() == SCENES - 1
-    assert cache.fill() == [poisoned], "the next run tries it again"
-
-
-def test_a_failed_scene_is_never_trained_on(cache: Cache, poisoned: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed before the end, a run leaves what stands in a failed scene's place."""
-    from navsim_recogdrive.agents.cache_use import DamagedCache
-    from navsim_recogdrive.cache.failed import FailedFeatureRead
-
-    def keep() -> None:
-        from navsim_recogdrive.agents import failed_scenes
-
-        failed_scenes._remove_failed = lambda path: None
-
-    assert cache.fill_in_child(keep) == 0
-    cache.age()
-    assert len(list(cache.root.glob(f"*/{poisoned}/*"))) == 4
-    with pytest.raises(DamagedCache, match=f"{poisoned}: .*velocity holds values that are not finite"):
-        cache.train()
-    with pytest.raises(FailedFeatureRead, match="repair"):
-        cache.batch(cache.agent(cache.host(use_cache_without_dataset=True)))
-    cache.loader.scene_frames_dicts[poisoned][3]["ego_dynamic_state"] = np.zeros(4)
-    assert cache.fill() == [poisoned]
-    assert cache.train() == SCENES
-
-
-def test_a_run_that_has_only_failed_scenes_left_tries_them_all(cache: Cache, monkeypatch: pytest.MonkeyPatch) -> None:
-    from navsim_recogdrive.agents import failed_scenes
-    from navsim_recogdrive.policy.backbones import SharedBackbone
-
-    assert len(cache.fill()) == SCENES
-    cache.age()
-    for path in cache.files()[1:]:
-        path.unlink()
-    monkeypatch.setattr(failed_scenes, "HOPELESS", 2)
-    monkeypatch.setattr(SharedBackbone, "features_of", lambda *_: (_ for _ in ()).throw(ValueError("a bad image")))
-    assert len(cache.fill()) == SCENES - 1
-    assert cache.check().scenes == 1
-
-
-def test_where_all_scenes_fail_it_is_not_the_scenes(
-    cache: Cache, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    from navsim_recogdrive.agents import failed_scenes
-    from navsim_recogdrive.policy.backbones import SharedBackbone
-
-    def broken(self: Any, *arguments: Any) -> None:
-        raise ValueError("hidden states that are not finite")
-
-    monkeypatch.setattr(SharedBackbone, "features_of", broken)
-    monkeypatch.setattr(failed_scenes, "HOPELESS", 3)
-    with pytest.raises(ValueError, match="not finite"), caplog.at_level(logging.ERROR):
-        cache.fill()
-    gc.collect()
-    assert len(list(cache.root.glob("world*/*"))) == 3
-    assert "3 scenes could not be cached" in caplog.text, "the last one is listed too"
-    assert not list(cache.root.glob("world*/*/*.gz"))
-    monkeypatch.setattr(SharedBackbone, "features_of", lambda *_: (_ for _ in ()).throw(MemoryError()))
-    with pytest.raises(MemoryError):
-        cache.fill()
-
-
 def test_the_layout_is_that_of_the_builders(make_agent: Callable[..., Any]) -> None:
     from navsim_recogdrive.agents.cache_use import layout_of
 
     for settings in ({}, {"cache_hidden_state": False}):
         agent = make_agent(**settings)
         builders = [*agent.get_feature_builders(), *agent.get_target_builders()]
-        assert tuple(builder.get_unique_name() for builder in builders) == layout_of(agent.config).files
+        assert tuple(builder.get_unique_name() for builder in builders) == layout_of(agent._host, agent.config).files
 
 
 def test_checkpoints_remember_the_vlm(full_cache: Cache, tmp_path: Path) -> None:

@@ -86,12 +86,21 @@ def _script(*arguments: str, name: str = "run_caching_recogdrive_hidden_state.sh
     return ["bash", str(SCRIPTS / name), *arguments]
 
 
-def test_a_node_takes_its_shards_and_its_gpus(environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("threads", "workers"),
+    [
+        ("", ["worker=single_machine_thread_pool", "worker.max_workers=4"]),
+        ("1", ["worker=sequential"]),
+    ],
+)
+def test_a_node_takes_its_shards_and_its_gpus(
+    environment: dict[str, str], tmp_path: Path, threads: str, workers: list[str]
+) -> None:
     """The first of two nodes, told by Slurm, with two GPUs of its own."""
     slurm = {"SLURM_NNODES": "2", "SLURM_NODEID": "0", "CUDA_VISIBLE_DEVICES": "3,5", "GPUS_PER_NODE": "2"}
     done = subprocess.run(
         _script("--dry-run", *TINY_AGENT[1:], EVERY_FRAME, "agent.cache_mode=int8"),
-        env={**environment, **slurm, "NNODES": "", "NODE_RANK": ""},
+        env={**environment, **slurm, "NNODES": "", "NODE_RANK": "", "THREADS_PER_PROCESS": threads},
         capture_output=True,
         text=True,
     )
@@ -101,7 +110,8 @@ def test_a_node_takes_its_shards_and_its_gpus(environment: dict[str, str], tmp_p
     assert [command[1] for command in commands] == ["CUDA_VISIBLE_DEVICES=3", "CUDA_VISIBLE_DEVICES=5"]
     logs: list[str] = []
     for command in commands:
-        assert {"worker=sequential", "force_cache_computation=false", "agent.cache_mode=int8"} <= set(command)
+        assert {"force_cache_computation=false", "agent.cache_mode=int8"} <= set(command)
+        assert [part for part in command if part.startswith("worker")] == workers
         (names,) = [part for part in command if part.startswith("train_test_split.scene_filter.log_names=")]
         logs += re.findall(r"'([^']+)'", names)
     assert len(logs) == len(set(logs)) == 2, "the third log is the other node's"
@@ -150,6 +160,7 @@ def test_a_killed_process_is_reported_and_the_next_run_completes(environment: di
         ({"GPUS_PER_NODE": "two"}, "GPUS_PER_NODE must be a whole number, found two"),
         ({"GPUS_PER_NODE": "3", "CUDA_VISIBLE_DEVICES": "0,1"}, "this node shows 2 GPUs"),
         ({"PROCESSES_PER_GPU": "0"}, "PROCESSES_PER_GPU must be at least 1"),
+        ({"THREADS_PER_PROCESS": "0"}, "THREADS_PER_PROCESS must be at least 1"),
         ({"NAVSIM_EXP_ROOT": ""}, "NAVSIM_EXP_ROOT is not set"),
     ],
 )

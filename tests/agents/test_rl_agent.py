@@ -195,6 +195,29 @@ def test_ranks_that_lightning_started_train_too(job: str, expected: bool, monkey
     assert host.running_training() is expected
 
 
+@pytest.mark.parametrize(
+    ("overrides", "warned"),
+    [(["agent=recogdrive_2b_rl"], True), (["trainer.params.max_epochs=100"], False), (["agent.x=1", "split=a"], True)],
+)
+def test_epochs_by_default_are_warned_of(
+    make: Callable[..., Any],
+    imitation: Path,
+    overrides: list[str],
+    warned: bool,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from navsim_recogdrive.agents import rl_agent
+    from navsim_recogdrive.policy.configuration import InvalidSetting
+
+    config = OmegaConf.create({"overrides": {"task": overrides}})
+    monkeypatch.setattr(rl_agent.HydraConfig, "initialized", staticmethod(lambda: True))
+    monkeypatch.setattr(rl_agent.HydraConfig, "get", staticmethod(lambda: config))
+    with pytest.raises(InvalidSetting, match="metric_cache_path"):
+        make(reference_policy_checkpoint=str(imitation), optimizer={"epochs": 100})
+    assert ("trains for 100 epochs" in caplog.text) == warned
+
+
 def test_configs_say_the_defaults() -> None:
     import navsim_recogdrive.configs
     from navsim_recogdrive.agents.pdm_reward import PDMRewardSettings

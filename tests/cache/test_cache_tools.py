@@ -73,6 +73,21 @@ def test_inspect(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "vlm InternVL3-2B, model aaaaaaaaaaaa" in printed
 
 
+def test_inspect_a_cache_for_evaluation(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    scenes = sorted(cache.glob("log_*/*"))
+    for scene in scenes[1:]:
+        (scene / f"{TRAJECTORY_CACHE}.gz").unlink()
+    (scenes[1] / f"{EGO_CACHE}.gz").unlink()
+    status, content = _inspect(cache, capsys)
+    states = content["hidden_states"]
+    assert (status, states["scenes"], states["incomplete"]) == (0, 1, [str(scenes[1])])
+    assert states["evaluation_only"] == [str(scene) for scene in scenes[2:]]
+    assert main(["inspect", str(cache)]) == 0
+    assert "2 lack the expert's trajectory: for evaluation only" in capsys.readouterr().out
+    cut(scenes[2] / STATE)
+    assert _inspect(cache, capsys)[0] == 1, "evaluation would fail on it"
+
+
 def test_repair(cache: Path, capsys: pytest.CaptureFixture[str]) -> None:
     damaged = cache / "log_0" / f"{0:016x}" / STATE
     cut(damaged)
@@ -99,7 +114,7 @@ def test_files_in_the_root(cache: Path, capsys: pytest.CaptureFixture[str]) -> N
         path.write_bytes(b"x")
         os.utime(path, (1.6e9, 1.6e9))
     status, content = _inspect(cache, capsys)
-    assert (status, content["hidden_states"]["loose"]) == (1, [str(note), str(unfinished)])
+    assert (status, content["loose"]) == (1, [str(note), str(unfinished)])
     assert main(["inspect", str(cache)]) == 1
     printed = capsys.readouterr().out
     assert f"{note} is no log's folder, and NAVSIM's Dataset fails on it; move it elsewhere" in printed
