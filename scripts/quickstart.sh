@@ -13,7 +13,7 @@
 #
 # Environment: QUICKSTART_DIR (default outputs/quickstart): everything is written there. A second run reuses the world,
 # the VLM and the caches that are complete. QUICKSTART_EPOCHS (40) of imitation, QUICKSTART_RL_EPOCHS (4; 0: none) of
-# reinforcement learning.
+# reinforcement learning. QUICKSTART_VLM: a VLM of one's own, as tiny as that one, in place of a random one.
 set -euo pipefail
 case "${1:-}" in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
 cd "$(dirname "$0")/.."
@@ -55,7 +55,7 @@ fi
 
 stage "Making the synthetic world"
 python -m navsim_recogdrive.world "$OUT/world" --preset quickstart
-export OPENSCENE_DATA_ROOT="$OUT/world" NUPLAN_MAPS_ROOT="$OUT/world/maps" VLM_PATH="$OUT/tiny_vlm"
+export OPENSCENE_DATA_ROOT="$OUT/world" NUPLAN_MAPS_ROOT="$OUT/world/maps" VLM_PATH="${QUICKSTART_VLM:-$OUT/tiny_vlm}"
 logs() { python -c 'import json, sys; print(",".join(json.load(open(sys.argv[1]))[sys.argv[2] + "_logs"]))' "$OUT/world/world.json" "$1"; }
 
 if [[ ! -f $VLM_PATH/config.json ]]; then

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Driving pretraining (stage 1): fine-tunes InternVL3-2B on question-answer data, on one node or several. Start it once on
-# every node; with Slurm: srun --ntasks-per-node=1 bash scripts/pretraining/NAME.sh
+# every node; with Slurm: srun --ntasks-per-node=1 bash THIS_SCRIPT
 #
 #   bash scripts/pretraining/internvl3_2b_dynamic_res_2nd_finetune_recogdrive_pretrain.sh [--dry-run] [ARGUMENTS]
 #

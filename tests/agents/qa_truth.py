@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 
@@ -68,7 +69,7 @@ class TownDrive:
             return "straight"
         turned = sum(
             (after.pose[2] - before.pose[2] + np.pi) % (2 * np.pi) - np.pi
-            for before, after in zip(states, states[1:], strict=False)
+            for before, after in pairwise(states)
             if before.segment in connectors and after.segment in connectors
         )
         return f"turn {'left' if turned > 0 else 'right'}" if abs(turned) > 0.6 else None

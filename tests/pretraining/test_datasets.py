@@ -21,8 +21,8 @@ from navsim_recogdrive.pretraining.registry import (
 from navsim_recogdrive.pretraining.scan import Contents, Reading, licence_is_known, percentile, scan
 
 PAPER = {
-    "navsim_traj", "navsim_recogdrive", "drivelm", "nuinstruct", "nuscenes_qa", "omnidrive", "senna", "lingoqa", "drama",
-    "maplm", "talk2car", "drivegpt4", "coda_lm", "sutd_trafficqa", "bench2drive",
+    "navsim_traj", "navsim_recogdrive", "drivelm", "nuinstruct", "nuscenes_qa", "omnidrive", "senna", "lingoqa",
+    "drama", "maplm", "talk2car", "drivegpt4", "coda_lm", "sutd_trafficqa", "bench2drive",
 }  # fmt: skip
 
 

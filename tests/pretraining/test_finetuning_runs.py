@@ -79,7 +79,7 @@ def whole_run(byte_vlm: Path, data: Path, tmp_path_factory: pytest.TempPathFacto
 def test_sixteen_scenes_are_learnt_by_heart_through_the_script(byte_vlm: Path, tmp_path: Path) -> None:
     mixture = write_data(tmp_path, trajectory_records(tmp_path / "profile.json"))
     arguments = (
-        *("--precision", "float32", "--global-batch-size", "16", "--device-batch-size", "16", "--epochs", "100"),
+        *("--precision", "float32", "--global-batch-size", "16", "--device-batch-size", "16", "--epochs", "140"),
         *("--learning-rate", "8e-3", "--max-tiles", "1", "--drop-path", "0", "--workers", "0", "--log-steps", "10"),
         *("--prompt-profile", str(tmp_path / "profile.json"), "--no-gradient-checkpointing"),
     )

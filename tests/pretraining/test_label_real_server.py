@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from label_llava import ANSWER, write_llava
 from label_scenes import busy_scene, write_scenes
 
 from navsim_recogdrive.pretraining.labelling.labeller import Labeller, Settings
 from navsim_recogdrive.pretraining.labelling.templates import Templates
+from navsim_recogdrive.pretraining.labelling.tiny_llava import ANSWER, write_llava
 
 _NEEDED = ("fastapi", "uvicorn", "openai", "tenacity")
 _MISSING = [name for name in _NEEDED if importlib.util.find_spec(name) is None]

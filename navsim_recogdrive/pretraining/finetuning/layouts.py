@@ -78,7 +78,8 @@ class LazyTensor:
 
     def make(self) -> Tensor:
         """The tensor, on the CPU."""
-        parts = [part.detach().to("cpu", self.dtype) for part in self.parts]
+        # Copied, for what FSDP gathers may still be on its way.
+        parts = [part.detach().to("cpu", self.dtype, copy=True) for part in self.parts]
         return (parts[0] if len(parts) == 1 else torch.cat(parts)).contiguous()
 
 

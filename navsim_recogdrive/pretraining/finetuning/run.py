@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
 
 from navsim_recogdrive.pretraining.finetuning.conversations import ChatEncoder
 from navsim_recogdrive.pretraining.finetuning.dataset import ConversationDataset
@@ -83,6 +82,8 @@ def finetune(settings: FinetuneSettings, *, cpu: bool = False) -> Path:
     """
     if importlib.util.find_spec("accelerate") is None:
         raise InvalidSetting("fine-tuning needs accelerate: pip install 'navsim-recogdrive[pretraining]'")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    settings.accumulation(processes)  # before anything that takes time
     directory = checkpoint_directory(settings.model, settings.revision)
     architecture = read_architecture(directory)
     if not isinstance(architecture, InternVLArchitecture):
@@ -95,11 +96,11 @@ def finetune(settings: FinetuneSettings, *, cpu: bool = False) -> Path:
     checkpoint = _continued(settings)
     dataset = prepare_data(settings, architecture, tokenizer)
 
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    arguments = training_arguments(settings, processes, cpu=cpu)
-    _say_what_runs(settings, architecture, dataset, arguments)
+    _say_what_runs(settings, architecture, dataset, processes)
     image_token_id = added_token_id(tokenizer, architecture.image_tokens.context)
     model = build_trained_model(directory, architecture, image_token_id, settings)
+    # After the model: with DeepSpeed's stage 3 they would have transformers build it in pieces, without its weights.
+    arguments = training_arguments(settings, processes, cpu=cpu)
     writer = CheckpointWriter(directory, architecture, image_token_id, profile, settings.layout)
     trainer = FinetuneTrainer(model, arguments, dataset, settings, writer, added_token_id(tokenizer, PAD_TOKEN))
     # Processes draw different stochastic depth; the Trainer seeds them alike.
@@ -204,12 +205,12 @@ def _say_what_runs(
     settings: FinetuneSettings,
     architecture: InternVLArchitecture,
     dataset: ConversationDataset,
-    arguments: TrainingArguments,
+    processes: int,
 ) -> None:
     tiles = architecture.tile_shape(*CAMERA_SIZE, settings.max_tiles)[0]
     logger.info(
         "%d samples per epoch, %d tokens on average, %d at most; steps of %d samples (%d x %d processes x %d)",
         *(len(dataset), dataset.lengths.mean(), dataset.lengths.max(), settings.global_batch_size),
-        *(settings.device_batch_size, arguments.world_size, arguments.gradient_accumulation_steps),
+        *(settings.device_batch_size, processes, settings.accumulation(processes)),
     )
     logger.info("a NAVSIM image is cut into %d tiles: plan with agent.vlm.max_tiles=%d", tiles, settings.max_tiles)

@@ -19,7 +19,17 @@ LAYOUTS = ("native", "hub")
 PRECISIONS = ("bfloat16", "float32")
 
 # What may differ between a run and its continuation.
-_FREE = ("output", "workers", "save_steps", "keep_checkpoints", "log_steps", "resume", "report_to", "skip_broken")
+_FREE = (
+    "output",
+    "workers",
+    "save_steps",
+    "keep_checkpoints",
+    "log_steps",
+    "resume",
+    "report_to",
+    "skip_broken",
+    "deepspeed",
+)
 
 
 class InvalidSetting(ValueError):

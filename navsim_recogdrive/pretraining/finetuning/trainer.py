@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
@@ -19,7 +21,7 @@ from navsim_recogdrive.pretraining.finetuning.dataset import Collator, Conversat
 from navsim_recogdrive.pretraining.finetuning.model import TrainedInternVL, adapter_weights, merged_weights
 from navsim_recogdrive.pretraining.finetuning.sampling import LengthGroupedBatches
 from navsim_recogdrive.pretraining.finetuning.saving import CheckpointWriter
-from navsim_recogdrive.pretraining.finetuning.settings import FinetuneSettings
+from navsim_recogdrive.pretraining.finetuning.settings import FinetuneSettings, InvalidSetting
 from navsim_recogdrive.vlm.checkpoint_files import VLMCheckpointError, stored_tensors
 from navsim_recogdrive.vlm.internvl import native_names
 
@@ -99,6 +101,10 @@ class FinetuneTrainer(Trainer):
         self._tokens = self._skipped = self._skipped_in_a_row = 0
         self._logged_at = time.perf_counter()
         super().__init__(model, args, data_collator=Collator(pad_token_id), train_dataset=dataset)
+        if self.is_fsdp_enabled and not self.accelerator.is_fsdp2:
+            raise InvalidSetting(
+                "of FSDP only version 2 is supported: set fsdp_version: 2 in accelerate's configuration"
+            )
         self.add_callback(_Epochs(self._batches, args.gradient_accumulation_steps))
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -155,11 +161,11 @@ class FinetuneTrainer(Trainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """A whole checkpoint, from the process that saves."""
+        model: nn.Module = self.accelerator.unwrap_model(self.model)
+        state = _gathered(model.state_dict() if state_dict is None else state_dict, self.args.should_save)
         if not self.args.should_save:
             return
         folder = Path(output_dir or str(self.args.output_dir))
-        model: nn.Module = self.accelerator.unwrap_model(self.model)
-        state = model.state_dict() if state_dict is None else state_dict
         final = folder == Path(str(self.args.output_dir))
         if self._settings.training == "lora":
             folder.mkdir(parents=True, exist_ok=True)
@@ -171,18 +177,28 @@ class FinetuneTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """The weights of a checkpoint that :meth:`_save` wrote."""
-        if self.is_fsdp_enabled:  # sharded beside the whole checkpoint
-            super()._load_from_checkpoint(resume_from_checkpoint, model)
-            return
         target = self.accelerator.unwrap_model(self.model if model is None else model)
         folder = Path(resume_from_checkpoint)
         if self._settings.training == "lora":
-            state = load_file(folder / ADAPTERS_FILE)
-            found = target.load_state_dict(state, strict=False)
-            if found.unexpected_keys or any(".lora_" in name for name in found.missing_keys):
+            adapters, parameters = load_file(folder / ADAPTERS_FILE), adapter_weights(target.state_dict())
+            if {n: w.shape for n, w in adapters.items()} != {n: w.shape for n, w in parameters.items()}:
                 raise VLMCheckpointError(f"{folder / ADAPTERS_FILE} holds adapters of another shape or model")
+            with torch.no_grad():
+                for name, weight in adapters.items():
+                    _fill(parameters[name], weight)
         else:
             load_weights(target, folder)
+
+
+def _gathered(state: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
+    """A state dict with whole tensors; all processes take part in gathering those that are still divided."""
+    whole: dict[str, Tensor] = {}
+    for name, weight in state.items():
+        if isinstance(weight, DTensor):
+            weight = weight.full_tensor()
+        if keep:
+            whole[name] = weight
+    return whole
 
 
 class _Epochs(TrainerCallback):
@@ -218,7 +234,16 @@ def load_weights(model: nn.Module, folder: Path) -> None:
                 for name in stream.keys():  # noqa: SIM118 - no mapping
                     parts = stream.get_tensor(name).chunk(len(sources[name]))
                     for native, part in zip(sources[name], parts, strict=True):
-                        destinations[native].copy_(part)
+                        _fill(destinations[native], part)
+
+
+def _fill(destination: Tensor, whole: Tensor) -> None:
+    """Copy a whole tensor into a parameter, or this process's part of it into one that is divided (FSDP2)."""
+    if isinstance(destination, DTensor):
+        whole = whole.to(destination.device, destination.dtype)
+        # Every process has read the file: nothing needs to be sent.
+        whole = distribute_tensor(whole, destination.device_mesh, destination.placements, src_data_rank=None)
+    destination.copy_(whole)
 
 
 def last_checkpoint(output: Path) -> Path | None:

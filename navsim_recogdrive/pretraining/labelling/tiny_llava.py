@@ -1,13 +1,19 @@
-"""A tiny LLaVA checkpoint that a real server loads, and that always answers ``score 8``.
+"""Writes a tiny LLaVA checkpoint that a real server loads and that always answers ``score 8``.
 
-Its layers add nothing to the embedding of the last token, and its head knows one successor of each character of the
-answer. It takes images, has a chat template, and needs neither torchvision nor a download.
+For tests and for trying the pipeline without a GPU: all three steps run, and the judge lets everything pass. Its layers
+add nothing to the embedding of the last token, and its head knows one successor of each character of the answer. It
+takes images, has a chat template, and needs neither torchvision nor a download.
+
+    python -m navsim_recogdrive.pretraining.labelling.tiny_llava FOLDER
+    transformers serve FOLDER --device cpu --port 8000
 """
 
 from __future__ import annotations
 
+import argparse
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 ANSWER = "score 8"
 _END, _START, _IMAGE = "<|im_end|>", "<|im_start|>", "<image>"
@@ -21,6 +27,7 @@ _TEMPLATE = (
 
 
 def write_llava(folder: Path) -> None:
+    """Write the checkpoint to ``folder``, which is made."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import (
@@ -37,7 +44,7 @@ def write_llava(folder: Path) -> None:
     letters = Tokenizer(models.BPE(vocab={letter: index for index, letter in enumerate(characters)}, merges=[]))
     letters.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     letters.decoder = decoders.ByteLevel()
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer: Any = PreTrainedTokenizerFast(
         tokenizer_object=letters,
         eos_token=_END,
         pad_token="<|endoftext|>",
@@ -51,9 +58,9 @@ def write_llava(folder: Path) -> None:
         chat_template=_TEMPLATE,
         num_additional_image_tokens=1,
     )
-    small = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    small: Any = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)
-    model = LlavaForConditionalGeneration(
+    model: Any = LlavaForConditionalGeneration(
         LlavaConfig(
             vision_config=CLIPVisionConfig(**small, image_size=56, patch_size=14, projection_dim=32),
             text_config=Qwen2Config(
@@ -79,3 +86,9 @@ def write_llava(folder: Path) -> None:
     model.generation_config.pad_token_id = tokenizer.pad_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write a tiny LLaVA that answers 'score 8' to everything.")
+    parser.add_argument("folder", type=Path)
+    write_llava(parser.parse_args().folder)
