@@ -55,6 +55,8 @@ def test_wheel_holds_code_and_data_but_no_tests(wheel: Path) -> None:
         "navsim_recogdrive/configs/agent/planner/dit_large.yaml",
         "navsim_recogdrive/configs/offline.yaml",
         "navsim_recogdrive/vlm/profiles/published.json",
+        "navsim_recogdrive/pretraining/mixtures/recogdrive.json",
+        "navsim_recogdrive/pretraining/labelling/questions/steps.yaml",
         "navsim_recogdrive/planner/samplers/ddim.py",
     ):
         assert needed in names, needed
