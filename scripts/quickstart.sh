@@ -133,7 +133,8 @@ if ((RL_EPOCHS > 0)); then
     stage "NAVSIM v$NAVSIM_MAJOR: run_training.py agent=recogdrive_2b_rl"
     train agent=recogdrive_2b_rl "agent.reference_policy_checkpoint='$CHECKPOINT'" experiment_name=training_rl \
         "agent.metric_cache_path='${METRIC_CACHE}_trainval'" agent.reward.workers=1 agent.reward.scenes_in_memory=600 \
-        agent.optimizer.learning_rate=5e-4 "trainer.params.max_epochs=$RL_EPOCHS" dataloader.params.batch_size=8
+        agent.optimizer.learning_rate=5e-4 agent.rl.advantage_scale=global "trainer.params.max_epochs=$RL_EPOCHS" \
+        dataloader.params.batch_size=8
     RL_CHECKPOINT="$(newest training_rl last.ckpt)"
 fi
 

@@ -13,13 +13,23 @@ from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only
 
-from navsim_recogdrive.agents.failed_scenes import FailedScenes
+from navsim_recogdrive.agents.failed_scenes import FailedScenes, failed_reason
 from navsim_recogdrive.agents.host import EmptySplit, HostRun, running_training
 from navsim_recogdrive.agents.observations import camera_config
-from navsim_recogdrive.agents.scene_images import unreadable_scenes
+from navsim_recogdrive.agents.scene_images import CACHED, scenes_left_out
 from navsim_recogdrive.cache.identity import CacheIdentity, CacheIdentityError, check_same, claim, read_identity
 from navsim_recogdrive.cache.peek import cached_scene_folders
-from navsim_recogdrive.cache.scan import FOREIGN, Finding, Layout, count_origins, loose_files, remove, scan_cache
+from navsim_recogdrive.cache.runs import forget_dead_runs
+from navsim_recogdrive.cache.scan import (
+    FOREIGN,
+    LEFT_OUT,
+    Finding,
+    Layout,
+    count_origins,
+    loose_files,
+    remove,
+    scan_cache,
+)
 from navsim_recogdrive.cache.stored import DamagedFeature
 from navsim_recogdrive.observation import HORIZON_POSES
 from navsim_recogdrive.policy.backbones import SharedBackbone
@@ -78,7 +88,8 @@ def open_for_writing(host: HostRun, config: PolicyConfig, backbone: SharedBackbo
 
     It becomes, or must be, a cache of the configured VLM. With ``force_cache_computation=false`` what a killed run left
     damaged is removed, so that this run computes it. Only the logs of this run are looked at: another process may be
-    filling the others. Scenes whose images cannot be read are left out.
+    filling the others. Scenes whose images cannot be read are left out; where another run in progress leaves a scene
+    out, what keeps NAVSIM from it is left alone.
 
     Raises:
         ReadOnlyCache: if it cannot be written.
@@ -105,8 +116,8 @@ def open_for_writing(host: HostRun, config: PolicyConfig, backbone: SharedBackbo
                 _repair(root, layout, logs, identity)
             _OPENED.add(opened)
         sensors = camera_config(config.vlm.cameras)
-        cached = partial(_is_cached, root, layout)
-        failed.leave_out(lambda: unreadable_scenes(host, sensors, cached, host.force_cache_computation is not False))
+        state = partial(_state, root, layout)
+        failed.leave_out(lambda: scenes_left_out(host, sensors, state, host.force_cache_computation is not False))
 
 
 def check_for_training(host: HostRun, config: PolicyConfig, backbone: SharedBackbone) -> None:
@@ -141,11 +152,16 @@ def check_for_training(host: HostRun, config: PolicyConfig, backbone: SharedBack
             accepted = {replace(wanted, dtype=dtype).origin for dtype in ("bfloat16", "float32")}
         _check_origins(root, report.origins, accepted)
         logger.warning("The cache %s does not say what made it: only the marks in its files were compared", root)
-    if report.misleading:
+    # Training passes over scenes for evaluation, whatever is wrong with them.
+    evaluation_only = set(report.evaluation_only)
+    blocking = [finding for finding in report.misleading if finding.path.parent not in evaluation_only]
+    if blocking:
+        filling = any(finding.kind == LEFT_OUT for finding in blocking)
         raise DamagedCache(
-            f"{len(report.misleading)} files of the cache {root} must not be trained on ({report.scenes} scenes are "
-            f"whole):\n{_listing(report.misleading)}\nRun {_REPAIR.format(root=root)} (with --foreign for those of "
-            "another VLM), then the caching again with force_cache_computation=false"
+            f"{len(blocking)} files of the cache {root} must not be trained on ({report.scenes} scenes are whole):\n"
+            f"{_listing(blocking)}\n{'Wait for the run that is filling the cache. ' if filling else ''}"
+            f"Run {_REPAIR.format(root=root)} (with --foreign for those of another VLM), then the caching again with "
+            "force_cache_computation=false"
         )
     if report.incomplete:
         logger.warning(
@@ -201,8 +217,13 @@ def _only_fills(host: HostRun) -> bool:
     return host.cache_path is not None and not host.use_cache_without_dataset and not running_training()
 
 
-def _is_cached(root: Path, layout: Layout, log: str, token: str) -> bool:
-    return all((root / log / token / f"{name}.gz").is_file() for name in layout.files)
+def _state(root: Path, layout: Layout, log: str, token: str) -> str | None:
+    """:data:`CACHED`, ``None`` if a scene is not cached, or why a run that goes on beside this one leaves it out."""
+    paths = [root / log / token / f"{name}.gz" for name in layout.files]
+    if not all(path.is_file() for path in paths):
+        return None
+    reason = next((reason for reason in map(failed_reason, paths) if reason is not None), None)
+    return CACHED if reason is None else f"left out by another run in progress: {reason}"
 
 
 def _claim(root: Path, identity: CacheIdentity) -> None:
@@ -257,8 +278,9 @@ def _repair(root: Path, layout: Layout, logs: Iterable[str] | None, identity: Ca
             f"caches had been merged:\n{_listing(foreign)}\nRemove them with {_REPAIR.format(root=root)} --foreign, or "
             "use another cache_path"
         )
-    if report.misleading:
-        removed = remove(report.misleading)
+    removed = remove(report.misleading)
+    forget_dead_runs(root)
+    if removed:
         logger.warning(
             "Removed %d damaged or failed files from the cache %s; their scenes are computed again:\n%s",
             len(removed),

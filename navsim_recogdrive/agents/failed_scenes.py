@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -12,8 +13,9 @@ from typing import Any
 
 import torch
 
-from navsim_recogdrive.cache.failed import FailedFeature, FailedFeatureRead
+from navsim_recogdrive.cache.failed import ADVICE, MAX_STORED_BYTES, FailedFeature, FailedFeatureRead
 from navsim_recogdrive.cache.peek import cached_scene_folders, read_content
+from navsim_recogdrive.cache.runs import Run
 from navsim_recogdrive.cache.scan import refuse_failed
 from navsim_recogdrive.cache.stored import DamagedFeature
 from navsim_recogdrive.cache.writing import write_feature
@@ -30,11 +32,17 @@ _STOP = (InvalidSetting, ImportError, MemoryError, torch.cuda.OutOfMemoryError)
 
 @dataclass(frozen=True)
 class Failure:
-    """One scene that could not be cached."""
+    """One scene that could not be cached; ``ours`` unless it is only another run in progress that leaves it out."""
 
     log: str
     token: str
     reason: str
+    ours: bool = True
+
+    @property
+    def scene(self) -> str:
+        """``LOG/TOKEN``."""
+        return f"{self.log}/{self.token}"
 
 
 @dataclass
@@ -43,12 +51,23 @@ class _Report:
 
     cache_path: Path
     files: tuple[str, ...]
+    run: Run
+    process: int
     builders: int = 0
     failures: list[Failure] = field(default_factory=list)
     left_out: list[Failure] | None = None  # None: nobody has looked
 
+    @classmethod
+    def of(cls, cache_path: Path, files: tuple[str, ...]) -> _Report:
+        """That of this process; a fork begins its own."""
+        process = os.getpid()
+        key = (process, cache_path, files)
+        if key not in _REPORTS:
+            _REPORTS[key] = cls(cache_path, files, Run(cache_path), process)
+        return _REPORTS[key]
 
-_REPORTS: dict[tuple[Path, tuple[str, ...]], _Report] = {}
+
+_REPORTS: dict[tuple[int, Path, tuple[str, ...]], _Report] = {}
 _LOCK = threading.RLock()  # the end of some builders can come while the same thread makes others
 
 
@@ -74,7 +93,7 @@ class FailedScenes:
         self._report: _Report | None = None
         if cache_path is not None:
             with _LOCK:
-                self._report = _REPORTS.setdefault((cache_path, files), _Report(cache_path, files))
+                self._report = _Report.of(cache_path, files)
                 self._report.builders += 1
             # At the end of the task that holds the builders, or of the process. Never by a killed process: what it
             # leaves is found by scans.
@@ -89,7 +108,8 @@ class FailedScenes:
         """Have NAVSIM pass over scenes that would stop it before any builder sees them.
 
         Until the builders are given up a failed feature stands in the place of each of their files, so NAVSIM takes the
-        scenes for cached.
+        scenes for cached. Other processes may leave out the same scenes: each claims them, the last one takes the
+        failed features away.
 
         Args:
             find: lists the scenes; called once per process, before anything is computed.
@@ -97,14 +117,21 @@ class FailedScenes:
         if self._report is None:
             return
         with _LOCK:
+            first = self._report.left_out is None
             if self._report.left_out is None:
                 self._report.left_out = list(find())
-            for failure in self._report.left_out:
+            ours = [failure for failure in self._report.left_out if failure.ours]
+            if first and ours:
+                self._report.run.claim(failure.scene for failure in ours)
+                self._report.run.wait_for_leavers()
+            for failure in ours:
                 folder = self._report.cache_path / failure.log / failure.token
                 folder.mkdir(parents=True, exist_ok=True)
                 for name in self._files:
-                    if not (folder / f"{name}.gz").is_file():
-                        write_feature(folder / f"{name}.gz", {name: FailedFeature(failure.reason)})
+                    path = folder / f"{name}.gz"
+                    # One that was there is written anew: who took it for a dead run's sees that it changed.
+                    if not path.is_file() or (first and failed_reason(path) is not None):
+                        write_feature(path, {name: FailedFeature(failure.reason)})
 
     def attempt(self, name: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The result of ``compute``, or a :class:`~navsim_recogdrive.cache.failed.FailedFeature` under ``name``.
@@ -138,7 +165,10 @@ class FailedScenes:
         logger.warning("Scene %s of log %s cannot be cached (%s); going on", token, log, reason)
         self._failures += 1
         if self._report is not None:
-            self._report.failures.append(Failure(log, token, reason))
+            failure = Failure(log, token, reason)
+            with _LOCK:
+                self._report.failures.append(failure)
+                self._report.run.claim([failure.scene])
         if self._failures >= HOPELESS and not self._succeeded:
             # A run that goes on where another one ended may have nothing but that one's failed scenes left.
             self._succeeded = self._holds_whole_scene()
@@ -174,7 +204,7 @@ class CachedBuilder:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"  # one line in the list at the end
 
 
 def _is_whole(folder: Path, names: list[str]) -> bool:
@@ -189,17 +219,19 @@ def _is_whole(folder: Path, names: list[str]) -> bool:
 def _give_up(report: _Report) -> None:
     with _LOCK:
         report.builders -= 1
-        if report.builders:
+        if report.builders or report.process != os.getpid():  # a fork's copy: the run goes on in its own process
             return
-        del _REPORTS[report.cache_path, report.files]
+        del _REPORTS[report.process, report.cache_path, report.files]
         failures = [*(report.left_out or ()), *report.failures]
     if not failures:
         return
+    claimed = report.run.leave()
     for failure in failures:
-        folder = report.cache_path / failure.log / failure.token
-        for name in report.files:
-            _remove_failed(folder / f"{name}.gz")
-    listing = "\n".join(f"  {one.log}/{one.token}: {one.reason}" for one in failures)
+        if failure.ours and failure.scene not in claimed:
+            for name in report.files:
+                _remove_failed(report.cache_path / failure.log / failure.token / f"{name}.gz")
+    report.run.end()
+    listing = "\n".join(f"  {one.scene}: {one.reason}" for one in failures)
     logger.error(
         "%d scenes could not be cached; the next run with force_cache_computation=false tries them again:\n%s",
         len(failures),
@@ -207,11 +239,20 @@ def _give_up(report: _Report) -> None:
     )
 
 
+def failed_reason(path: Path) -> str | None:
+    """Why the feature in a cache file could not be computed; ``None`` if it could, is damaged, or is not there."""
+    try:
+        # No failed feature is larger; hidden states are not read for this.
+        if path.stat().st_size <= MAX_STORED_BYTES:
+            refuse_failed(path, read_content(path))
+    except FailedFeatureRead as error:
+        return str(error).removesuffix(ADVICE)
+    except (DamagedFeature, OSError):
+        logger.debug("%s is gone, or being written", path)
+    return None
+
+
 def _remove_failed(path: Path) -> None:
     """Remove ``path`` if it holds a failed feature: another process may have computed the scene meanwhile."""
-    try:
-        refuse_failed(path, read_content(path))
-    except FailedFeatureRead:
+    if failed_reason(path) is not None:
         path.unlink(missing_ok=True)
-    except DamagedFeature:
-        logger.debug("%s is gone, or being written", path)

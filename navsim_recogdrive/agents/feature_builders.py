@@ -14,6 +14,7 @@ from navsim_recogdrive.agents.compat import AbstractFeatureBuilder, AgentInput
 from navsim_recogdrive.agents.failed_scenes import CachedBuilder, FailedScenes
 from navsim_recogdrive.agents.observations import observation_from_agent_input
 from navsim_recogdrive.cache.checked import CheckedFeatures
+from navsim_recogdrive.cache.hidden_state_features import HiddenStateFeatures
 from navsim_recogdrive.policy.backbones import SharedBackbone
 from navsim_recogdrive.policy.features import (
     EGO_CACHE,
@@ -57,7 +58,7 @@ class HiddenStateFeatureBuilder(CachedBuilder, AbstractFeatureBuilder):
 
         def compute() -> dict[str, Tensor]:
             observation = observation_from_agent_input(agent_input, self._backbone.config.cameras)
-            return self._backbone.cacheable_features(observation, self._mode)
+            return HiddenStateFeatures(self._backbone.cacheable_features(observation, self._mode))
 
         return self._failed.attempt(HIDDEN_STATE, compute)
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -33,14 +33,16 @@ from tqdm import tqdm
 
 from navsim_recogdrive.agents.qa_lanes import NoMap, map_root
 from navsim_recogdrive.agents.qa_scenes import PARTS, SkippedScene, Split, UnusableSplit, log_records, open_split
+from navsim_recogdrive.cache.writing import write_whole
 from navsim_recogdrive.observation import CAMERA_SETS, DRIVING_COMMANDS
+from navsim_recogdrive.pretraining.locking import InUse, only_one
 from navsim_recogdrive.pretraining.part_files import OtherSettings, PartFiles
-from navsim_recogdrive.pretraining.registry import Entry, write_mixture
+from navsim_recogdrive.pretraining.registry import Entry, navsim_entry, write_mixture
 from navsim_recogdrive.pretraining.trajectory_qa import NoSample, trajectory_sample
 from navsim_recogdrive.vlm.checkpoint_files import VLMCheckpointError
 from navsim_recogdrive.vlm.conversation import ConversationWriter
 from navsim_recogdrive.vlm.identity import VLMSettings
-from navsim_recogdrive.vlm.prompts import PromptError, load_profile
+from navsim_recogdrive.vlm.prompts import PromptError, PromptProfile, builtin_profiles, load_profile
 
 FORMAT = 1
 """To be raised with any change that gives other samples for the same scenes."""
@@ -118,11 +120,17 @@ def write_dataset(task: Task, workers: int) -> dict[str, Any]:
         The summary, which also lies beside the file: scenes, skipped by reason, commands, settings.
 
     Raises:
+        InUse: if another process writes the same file.
         OtherSettings: if the file, or parts of it, were made with other settings.
         LogsFailed: if logs could not be read.
         UnusableSplit: if no scene gives a sample.
         OSError: if the disk is full.
     """
+    with only_one(task.parts.output):
+        return _write_dataset(task, workers)
+
+
+def _write_dataset(task: Task, workers: int) -> dict[str, Any]:
     parts, logs = task.parts, task.split.logs
     settings = {**task.settings(), "logs": hashlib.sha256("\n".join(logs).encode()).hexdigest()}
     if parts.finished(settings):
@@ -223,8 +231,8 @@ def summary_text(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def make_writer(profile: str, cam_type: str, vlm: str | None) -> ConversationWriter:
-    """The writer of a prompt profile for the cameras of ``cam_type``.
+def open_profile(profile: str, cam_type: str, vlm: str | None) -> tuple[PromptProfile, ConversationWriter]:
+    """A prompt profile for the cameras of ``cam_type``, and its writer.
 
     Args:
         profile: name, path or ``auto``, as ``vlm.prompt_profile``.
@@ -237,11 +245,34 @@ def make_writer(profile: str, cam_type: str, vlm: str | None) -> ConversationWri
         VLMCheckpointError: if there is no tokenizer in ``vlm``.
     """
     if vlm is None:
-        return ConversationWriter.of(load_profile(profile, CAMERA_SETS[cam_type]), None)
+        loaded = load_profile(profile, CAMERA_SETS[cam_type])
+        return loaded, ConversationWriter.of(loaded, None)
     from navsim_recogdrive.vlm.preparation import load_preparation  # brings torch and transformers
 
     preparation = load_preparation(VLMSettings(vlm, prompt_profile=profile, cam_type=cam_type))
-    return ConversationWriter.of(preparation.profile, preparation.tokenizer)
+    return preparation.profile, ConversationWriter.of(preparation.profile, preparation.tokenizer)
+
+
+def write_entry(output: Path, name: str, entry: Entry, profile: PromptProfile) -> Path:
+    """Write the mixture of one data set of trajectory questions beside it, and its profile unless it is a built-in one.
+
+    Args:
+        output: the JSONL file.
+        name: of the data set.
+        entry: of the mixture, but for its profile.
+        profile: that the questions were written with.
+
+    Returns:
+        The mixture's path.
+    """
+    known = next((one for one in builtin_profiles() if PromptProfile.load(one) == profile), None)
+    if known is None:
+        path = output.with_suffix(".prompt_profile.json").absolute()
+        write_whole(path, profile.to_json().encode())
+        known = str(path)
+    mixture = output.with_suffix(".mixture.json")
+    write_mixture(mixture, {name: replace(entry, prompt_profile=known)})
+    return mixture
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -274,25 +305,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown:
         _parser().error(f"unknown option {unknown[0]}")
     try:
-        writer = None
+        profile = writer = None
         if options.kind == "trajectory":
-            writer = make_writer(options.prompt_profile, options.cam_type, options.vlm or None)
+            profile, writer = open_profile(options.prompt_profile, options.cam_type, options.vlm or None)
         split = open_split(overrides, options.logs, options.data_root)
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         maps = map_root() if writer is None else None
         task = Task(split, PartFiles(options.output), writer, CAMERA_SETS[options.cam_type], maps)
         summary = write_dataset(task, options.workers)
         print(summary_text(summary))
         print(options.output)
-        if writer is not None:
-            entry = Entry(str(split.data_root), str(options.output.resolve()), length=summary["scenes"])
-            mixture = options.output.with_suffix(".mixture.json")
-            write_mixture(mixture, {options.name or options.output.stem: entry})
-            print(mixture)
+        if profile is not None:
+            entry = navsim_entry(
+                "navsim_traj", split.data_root, options.output, summary["scenes"], cameras=task.cameras
+            )
+            print(write_entry(options.output, options.name or options.output.stem, entry, profile))
     except (UnusableSplit, NoMap, OtherSettings, PromptError, VLMCheckpointError, HydraException) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except LogsFailed as error:
+    except (LogsFailed, InUse) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except BrokenProcessPool:

@@ -52,6 +52,8 @@ class UnusableSplit(ValueError):
 class Split:
     """Where the scenes of a split are, and which of them are wanted.
 
+    Folders are absolute paths, with links as they are: images may lie behind one.
+
     Attributes:
         logs: names of the logs, sorted.
         scene_filter: NAVSIM's, with the split's settings.
@@ -112,14 +114,12 @@ def choose_logs(config: DictConfig, part: str = "auto", data_root: Path | None =
         raise UnusableSplit(
             f"scene_filter.num_history_frames={scene_filter.num_history_frames}: the prompt needs {HISTORY_POSES}"
         )
-    log_folder = Path(config.navsim_log_path)
-    sensor_folder = Path(config.original_sensor_path if NAVSIM_MAJOR >= 2 else config.sensor_blobs_path)
+    log_folder = Path(config.navsim_log_path).absolute()
+    sensor_folder = Path(config.original_sensor_path if NAVSIM_MAJOR >= 2 else config.sensor_blobs_path).absolute()
     for folder in (log_folder, sensor_folder):
         if not folder.is_dir():
             raise UnusableSplit(f"no folder {folder}: check OPENSCENE_DATA_ROOT and train_test_split")
-    root = sensor_folder.parents[1] if data_root is None else data_root
-    if not sensor_folder.resolve().is_relative_to(root.resolve()):
-        raise UnusableSplit(f"the images in {sensor_folder} are not below the data root {root}")
+    root = sensor_folder.parents[1] if data_root is None else _above(sensor_folder, data_root)
     if part == "auto":
         part = "train" if config.train_test_split.data_split == "trainval" else "all"
     present = {path.stem for path in log_folder.glob("*.pkl")}
@@ -131,6 +131,15 @@ def choose_logs(config: DictConfig, part: str = "auto", data_root: Path | None =
             + ("" if part == "all" else f", and {part}_logs none of those; set {part}_logs=[NAME,...], or ask for all")
         )
     return Split(tuple(sorted(chosen)), scene_filter, log_folder, sensor_folder, root, part)
+
+
+def _above(folder: Path, data_root: Path) -> Path:
+    """The data root as the path of ``folder`` spells it: however it is given, paths of images begin with it."""
+    if data_root.is_dir():
+        for parent in (folder, *folder.parents):
+            if parent.samefile(data_root):
+                return parent
+    raise UnusableSplit(f"the images in {folder} are not below the data root {data_root}")
 
 
 def log_records(

@@ -26,7 +26,8 @@ from navsim_recogdrive.cache.conversion import (
 from navsim_recogdrive.cache.hidden_state import UNKNOWN_ORIGIN
 from navsim_recogdrive.cache.identity import CacheIdentity, read_identity
 from navsim_recogdrive.cache.peek import cached_scene_folders
-from navsim_recogdrive.cache.scan import FOREIGN, Layout, ScanReport, loose_files, remove, scan_cache
+from navsim_recogdrive.cache.runs import forget_dead_runs
+from navsim_recogdrive.cache.scan import FOREIGN, LEFT_OUT, Layout, ScanReport, loose_files, remove, scan_cache
 from navsim_recogdrive.policy.configuration import VLMConfig
 from navsim_recogdrive.policy.features import (
     EGO_CACHE,
@@ -67,7 +68,9 @@ def inspect(options: argparse.Namespace) -> int:
         for kind, report in reports.items():
             _print_report(kind, report, options.full)
         _print_loose(options.root)
-    return int(any(report.misleading or report.loose for report in reports.values()))
+    return int(
+        any(report.loose or any(one.kind != LEFT_OUT for one in report.misleading) for report in reports.values())
+    )
 
 
 def repair(options: argparse.Namespace) -> int:
@@ -78,10 +81,16 @@ def repair(options: argparse.Namespace) -> int:
         for finding in report.findings
         if options.foreign or finding.kind != FOREIGN
     ]
-    findings = list({finding.path: finding for finding in findings}.values())
+    unique = {finding.path: finding for finding in findings}.values()
+    left_out = [finding for finding in unique if finding.kind == LEFT_OUT]
+    findings = [finding for finding in unique if finding.kind != LEFT_OUT]
     removed = findings if options.dry_run else remove(findings, options.settle)
+    if not options.dry_run:
+        forget_dead_runs(options.root)
     for finding in removed:
         print(f"{'would remove' if options.dry_run else 'removed'} {finding.path} ({finding.kind}: {finding.reason})")
+    for finding in left_out:
+        print(f"left alone {finding.path} ({finding.reason})")
     kept = len(findings) - len(removed)
     print(
         f"{len(removed)} files {'to remove' if options.dry_run else 'removed'}"
@@ -243,8 +252,9 @@ def _print_report(kind: str, report: ScanReport, full: bool) -> None:
         print(f"    and {len(report.findings) - _LISTED} more")
     if report.findings:
         kinds = {finding.kind for finding in report.findings}
-        if kinds != {FOREIGN}:
-            print("    repair removes these files, so that caching computes their scenes again")
+        but = ", but not those of a run in progress" if LEFT_OUT in kinds else ""
+        if kinds - {FOREIGN, LEFT_OUT}:
+            print(f"    repair removes these files{but}, so that caching computes their scenes again")
         if FOREIGN in kinds:
             print("    the foreign ones, of another VLM or prompt, only with repair --foreign")
 

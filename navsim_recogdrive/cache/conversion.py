@@ -18,6 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from navsim_recogdrive.cache.hidden_state import UNKNOWN_ORIGIN, HiddenState
+from navsim_recogdrive.cache.hidden_state_features import HiddenStateFeatures
 from navsim_recogdrive.cache.identity import FOLDER, CacheIdentity, claim, read_identity
 from navsim_recogdrive.cache.peek import cached_scene_folders, peek_hidden_state, read_content
 from navsim_recogdrive.cache.scan import Layout
@@ -298,7 +299,7 @@ def _convert(
         content: dict[str, Tensor] = {} if scene.key is None else {names[0]: SceneKey.wrap(scene.key)}
         content[names[1]] = HiddenState.wrap(scene.rows, scene.padding_rows, mode, scene.origin)
         # Last, because it says that the scene is done.
-        write_feature(goal / target_file, content)
+        write_feature(goal / target_file, HiddenStateFeatures(content))
         rounded = mode != "fp32" and not torch.equal(scene.rows.bfloat16().to(scene.rows.dtype), scene.rows)
         return (folder / source_file).stat().st_size, (goal / target_file).stat().st_size, rounded
 

@@ -13,7 +13,13 @@ from navsim_recogdrive.cache.stored import DamagedFeature, named
 FAILED_MAGIC = b"RcFailed"
 """Tells the stored form of a failed feature from any other without unpickling it."""
 
+ADVICE = "; run python -m navsim_recogdrive.cache repair, then the caching again with force_cache_computation=false"
+"""How the message of a failed feature ends."""
+
 _REASON_CHARACTERS = 1000
+
+MAX_STORED_BYTES = 8192
+"""No cache file of a failed feature is larger."""
 
 
 class FailedFeatureRead(DamagedFeature):
@@ -21,7 +27,7 @@ class FailedFeatureRead(DamagedFeature):
 
 
 class FailedFeature:
-    """Why a feature could not be computed; pickles to less than 2 KB, and unpickling it raises."""
+    """Why a feature could not be computed; small when pickled, and unpickling it raises."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason[:_REASON_CHARACTERS]
@@ -37,9 +43,4 @@ def _restore(magic: bytes, reason: str) -> NoReturn:
     Raises:
         FailedFeatureRead: always.
     """
-    raise FailedFeatureRead(
-        named(
-            f"this scene's feature could not be computed ({reason}); run python -m navsim_recogdrive.cache repair, "
-            "then the caching again with force_cache_computation=false"
-        )
-    )
+    raise FailedFeatureRead(named(f"this scene's feature could not be computed ({reason}){ADVICE}"))

@@ -15,6 +15,7 @@ from torch import Tensor
 from navsim_recogdrive.cache.codec import HEADER_BYTES, PayloadInfo, describe
 from navsim_recogdrive.cache.failed import FAILED_MAGIC
 from navsim_recogdrive.cache.hidden_state import ORIGIN_BYTES, ORIGIN_MAGIC
+from navsim_recogdrive.cache.hidden_state_features import HEAD_MAGIC, read_head
 from navsim_recogdrive.cache.identity import FOLDER
 from navsim_recogdrive.cache.scene_key import KEY_BYTES, KEY_MAGIC
 from navsim_recogdrive.cache.stored import DamagedFeature
@@ -64,6 +65,8 @@ def cached_logs(cache_path: Path, log_names: Iterable[str] | None) -> list[Path]
 def peek_hidden_state(path: Path) -> HiddenStateHead:
     """Head of the cache file ``path`` of a hidden state; reads 4 KB and decodes nothing.
 
+    The checksum over origin and key is compared; files from before they had one are read without.
+
     Raises:
         DamagedFeature: if the file does not begin as one, naming it.
     """
@@ -74,20 +77,21 @@ def peek_hidden_state(path: Path) -> HiddenStateHead:
         raise DamagedFeature(f"{path} cannot be read ({type(error).__name__}: {error})") from error
     if FAILED_MAGIC in head:
         raise DamagedFeature(f"{path} holds no hidden state: it could not be computed")
-    start = head.find(_PAYLOAD_MAGIC)
-    if start < 0:
-        raise DamagedFeature(f"{path} does not begin as a hidden state of navsim-recogdrive ({len(head)} bytes)")
+    begin = head.find(HEAD_MAGIC)
     try:
-        info = describe(head[start : start + HEADER_BYTES])
+        if begin >= 0:
+            origin, key, names_end = read_head(head, begin)
+            start = head.find(_PAYLOAD_MAGIC, names_end)
+        else:
+            start = head.find(_PAYLOAD_MAGIC)
+            stored, key = _after(head[:start], ORIGIN_MAGIC, ORIGIN_BYTES), _after(head[:start], KEY_MAGIC, KEY_BYTES)
+            if start < 0 or stored is None:
+                raise DamagedFeature(f"it does not begin as a hidden state of navsim-recogdrive ({len(head)} bytes)")
+            origin = stored
+        info = describe(head[start : start + HEADER_BYTES] if start >= 0 else b"")
     except DamagedFeature as error:
         raise DamagedFeature(f"{path}: {error}") from error
-    before = head[:start]
-    return HiddenStateHead(
-        info,
-        _after(before, ORIGIN_MAGIC, ORIGIN_BYTES) or bytes(ORIGIN_BYTES),
-        _after(before, KEY_MAGIC, KEY_BYTES),
-        start + info.payload_bytes,
-    )
+    return HiddenStateHead(info, origin, key, start + info.payload_bytes)
 
 
 def check_size(path: Path, head: HiddenStateHead) -> None:
@@ -98,12 +102,20 @@ def check_size(path: Path, head: HiddenStateHead) -> None:
     Raises:
         DamagedFeature: if they differ.
     """
-    with path.open("rb") as file:
-        file.seek(-4, os.SEEK_END)
-        found = int.from_bytes(file.read(4), "little")
-    # A gzip file ends with its uncompressed size modulo 2**32.
+    found = stated_size(path)
     if not 0 <= found - head.content_bytes % 2**32 <= _TAIL_BYTES:
         raise DamagedFeature(f"{path} is cut off: it should hold {head.content_bytes} bytes, its end says {found}")
+
+
+def stated_size(path: Path) -> int:
+    """What the last 4 bytes of a gzip file say: its uncompressed size modulo 2**32; anything if it was cut off.
+
+    Raises:
+        OSError: if the file has less than 4 bytes, or cannot be read.
+    """
+    with path.open("rb") as file:
+        file.seek(-4, os.SEEK_END)
+        return int.from_bytes(file.read(4), "little")
 
 
 def read_content(path: Path) -> bytes:

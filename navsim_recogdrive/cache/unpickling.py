@@ -31,7 +31,7 @@ _ADMITTED = {
     ("numpy._core.numeric", "_frombuffer"),
     *(
         (f"navsim_recogdrive.cache.{name}", "_restore")
-        for name in ("hidden_state", "image_tiles", "scene_key", "checked", "failed")
+        for name in ("hidden_state", "hidden_state_features", "image_tiles", "scene_key", "checked", "failed")
     ),
 }
 

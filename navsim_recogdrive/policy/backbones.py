@@ -35,8 +35,12 @@ _LOADING = threading.Lock()
 _COMPUTING = threading.Lock()
 
 
-def resolve_device(device: str) -> torch.device:
+def resolve_device(device: str, setting: str = "agent.device") -> torch.device:
     """``auto`` becomes this process's GPU (``LOCAL_RANK`` where a launcher set it), else the CPU; others as written.
+
+    Args:
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+        setting: what errors call it.
 
     Raises:
         InvalidSetting: if a CUDA device is asked for that this process does not see.
@@ -50,12 +54,12 @@ def resolve_device(device: str) -> torch.device:
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
-        raise InvalidSetting(f"agent.device must be auto, cpu, cuda or cuda:N, found {device!r}") from error
+        raise InvalidSetting(f"{setting} must be auto, cpu, cuda or cuda:N, found {device!r}") from error
     if resolved.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count <= (resolved.index or 0):
             raise InvalidSetting(
-                f"agent.device={device} but this process sees {count} CUDA device(s); use agent.device=auto"
+                f"{setting}={device} but this process sees {count} CUDA device(s); use {setting}=auto"
             )
     return resolved
 

@@ -100,8 +100,10 @@ class CachedBackbone:
             return features[HIDDEN_STATE]
         if not self._compute_missing:
             raise SceneNotCached(
-                f"the hidden-state cache {self._root} ({len(self._index)} scenes) does not hold this scene: it is of "
-                "another split, or incomplete. Run run_dataset_caching.py for this train_test_split with "
+                f"the hidden-state cache {self._root} ({len(self._index)} scenes, {self._index.unusable} damaged or "
+                "without key) does not hold this scene: it is of another split, incomplete or damaged. "
+                f"python -m navsim_recogdrive.cache inspect {self._root} --full finds damage, and repair --full "
+                "removes it. Then run run_dataset_caching.py for this train_test_split with "
                 "force_cache_computation=false, or set agent.hidden_state_cache_miss=vlm to compute what is missing"
             )
         return self._vlm.hidden_states([observation])[0].cpu()

@@ -92,7 +92,7 @@ def stats(options: argparse.Namespace) -> int:
 
 def template(options: argparse.Namespace) -> int:
     """Print a built-in mixture; returns 0."""
-    entries = load_mixture(options.mixture, options.data_root.resolve())
+    entries = load_mixture(options.mixture, options.data_root)
     print(json.dumps(mixture_content(entries), indent=2, ensure_ascii=False))
     return 0
 

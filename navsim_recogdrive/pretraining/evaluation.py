@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -29,11 +29,17 @@ from navsim_recogdrive.pretraining.finetuning.conversations import ChatEncoder, 
 from navsim_recogdrive.pretraining.finetuning.images import UnreadableImage, read_image
 from navsim_recogdrive.vlm.architecture import ATTENTION_KERNELS
 from navsim_recogdrive.vlm.checkpoint_files import VLMCheckpointError
+from navsim_recogdrive.vlm.conversation import ConversationWriter
 from navsim_recogdrive.vlm.identity import MAX_TILES, VLMSettings
+
+if TYPE_CHECKING:
+    import torch
 
 logger = logging.getLogger(__name__)
 
 ANSWERS_FILE, SUMMARY_FILE = "answers.jsonl", "summary.json"
+
+_ANSWER_FIELDS: dict[str, type] = {"about": dict, "line": int, "answer": str, "finished": bool}
 
 _SHOWN = 10
 
@@ -85,15 +91,26 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
         number of questions that could not be asked.
 
     Raises:
-        InvalidEvaluation: for lines that are no trajectory questions, or answers of another evaluation in ``output``.
+        InvalidEvaluation: for lines that are no trajectory questions, or in other words than the prompt profile's;
+            images of which none is in ``root`` or none can be read; a device or attention kernel that is not there;
+            answers in ``output`` that are damaged or another evaluation's.
         ValueError: for an unusable VLM or prompt profile.
     """
+    device = _device(settings)
     questions = read_questions(settings.annotation)[: settings.limit]
+    _check_questions(settings, questions)
     about = _about(settings)
     answers = _Answers(settings.output / ANSWERS_FILE, about)
     waiting = [question for question in questions if question.line not in answers.given]
-    unreadable = _ask(settings, waiting, answers) if waiting else 0
+    if not answers.given:
+        _check_root(settings, waiting)
+    unreadable = _ask(settings, device, waiting, answers) if waiting else 0
     given = answers.given
+    if not any(question.line in given for question in questions):
+        raise InvalidEvaluation(
+            f"no image of {len(questions)} question(s) below {settings.root} can be read, see the warnings above: "
+            "check --root and the files"
+        )
     judged = [judge(question, *given[question.line]) for question in questions if question.line in given]
     summary = {**summarize(judged), "unreadable": unreadable}
     _write_json(settings.output / SUMMARY_FILE, {"about": about, **summary})
@@ -124,6 +141,41 @@ def read_questions(annotation: Path) -> list[Question]:
     if not questions:
         raise InvalidEvaluation(f"{annotation} is empty")
     return questions
+
+
+def _device(settings: EvaluationSettings) -> torch.device:
+    """Where to compute; checks the attention kernel too."""
+    from navsim_recogdrive.policy.backbones import resolve_device
+    from navsim_recogdrive.vlm.attention import kernel_name
+
+    try:
+        kernel_name(settings.attention)
+        return resolve_device(settings.device, "--device")
+    except ValueError as error:
+        raise InvalidEvaluation(str(error)) from None
+
+
+def _check_questions(settings: EvaluationSettings, questions: Sequence[Question]) -> None:
+    """Make sure that all are asked in the profile's words, before weights are loaded."""
+    from navsim_recogdrive.vlm.preparation import load_preparation
+
+    preparation = load_preparation(_vlm_settings(settings))
+    writer = ConversationWriter.of(preparation.profile, preparation.tokenizer)
+    for question in questions:
+        if difference := question.record.mismatch(writer):
+            raise InvalidEvaluation(
+                f"{settings.annotation} line {question.line} does not fit the VLM's prompts: {difference}. Set "
+                "--prompt-profile and --cam-type to those that the questions were written with"
+            )
+
+
+def _check_root(settings: EvaluationSettings, questions: Sequence[Question]) -> None:
+    images = (settings.root / image for question in questions for image in question.record.images)
+    if not any(path.is_file() for path in images):
+        raise InvalidEvaluation(
+            f"no image of {len(questions)} question(s) is below {settings.root}, the first would be "
+            f"{settings.root / questions[0].record.images[0]}: set --root to the folder that image paths count from"
+        )
 
 
 def _about(settings: EvaluationSettings) -> dict[str, Any]:
@@ -169,14 +221,27 @@ class _Answers:
         if not path.is_file() or not (lines := self._whole_lines()):
             path.write_text(json.dumps({"about": about}) + "\n", encoding="utf-8")
             return
-        found = json.loads(lines[0]).get("about", {})
+        found = self._read(1, lines[0], "about")
         if changed := sorted(name for name in about if found.get(name) != about[name]):
             raise InvalidEvaluation(
                 f"{path} holds answers of another evaluation (other {', '.join(changed)}): name another output folder"
             )
-        for line in lines[1:]:
-            entry = json.loads(line)
-            self.given[entry["line"]] = (entry["answer"], entry["finished"])
+        for number, line in enumerate(lines[1:], start=2):
+            asked, answer, finished = (self._read(number, line, name) for name in ("line", "answer", "finished"))
+            self.given[asked] = (answer, finished)
+
+    def _read(self, number: int, line: bytes, name: str) -> Any:
+        """A field of a line."""
+        try:
+            content = json.loads(line)[name]
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            content = error
+        if not isinstance(content, _ANSWER_FIELDS[name]):
+            raise InvalidEvaluation(
+                f"{self._path} line {number} is damaged ({line[:60]!r}): delete the line (line 1: the whole file) to "
+                "have its question asked again, or name another output folder"
+            )
+        return content
 
     def _whole_lines(self) -> list[bytes]:
         """The file's lines; one that was being written when the run stopped is cut off."""
@@ -200,11 +265,10 @@ class _Answers:
                 self.given[question.line] = (answer.text, answer.finished)
 
 
-def _ask(settings: EvaluationSettings, questions: Sequence[Question], answers: _Answers) -> int:
+def _ask(settings: EvaluationSettings, device: torch.device, questions: Sequence[Question], answers: _Answers) -> int:
     """Answer questions, batch by batch; returns how many could not be asked."""
     import torch
 
-    from navsim_recogdrive.policy.backbones import resolve_device
     from navsim_recogdrive.vlm.generation import generate, longest_answer
     from navsim_recogdrive.vlm.loading import load_backbone
     from navsim_recogdrive.vlm.preparation import VLMInputs, cut_image
@@ -212,7 +276,7 @@ def _ask(settings: EvaluationSettings, questions: Sequence[Question], answers: _
     backbone = load_backbone(
         _vlm_settings(settings),
         dtype=getattr(torch, settings.dtype),
-        device=resolve_device(settings.device),
+        device=device,
         attention=settings.attention,
         with_head=True,
     )
@@ -237,10 +301,7 @@ def _ask(settings: EvaluationSettings, questions: Sequence[Question], answers: _
         try:
             backbone.check(inputs)
         except ValueError as error:
-            raise InvalidEvaluation(
-                f"{settings.annotation} line {question.line} does not fit the VLM's prompts: {error}. Set "
-                "--prompt-profile and --cam-type to those that the questions were written with"
-            ) from None
+            raise InvalidEvaluation(f"{settings.annotation} line {question.line} cannot be asked: {error}") from None
         return inputs
 
     unreadable = 0

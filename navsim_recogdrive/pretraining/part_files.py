@@ -1,7 +1,8 @@
 """A JSONL file written in parts, one per log, by many processes, so that a killed run continues where it was.
 
 A part is complete when its report is in place, which is written last; both are put in place by renaming. Merged in the
-order of the logs the file is the same whatever the number of processes and restarts.
+order of the logs the file is the same whatever the number of processes and restarts. One run at a time writes them
+(:func:`~navsim_recogdrive.pretraining.locking.only_one`).
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +60,8 @@ class PartFiles:
     def start(self, settings: Mapping[str, Any]) -> None:
         """Make the folder of parts, or make sure that those in it were made with these settings.
 
+        Half-written files that a killed run left in it are removed.
+
         Raises:
             OtherSettings: if they were made with others.
         """
@@ -65,6 +69,8 @@ class PartFiles:
         found = _read(path)
         if found is not None:
             self._check(found, settings, self.folder)
+            for stale in self.folder.glob("*.partial"):
+                stale.unlink(missing_ok=True)
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         _write(path, json.dumps(settings, indent=1))
@@ -85,7 +91,7 @@ class PartFiles:
         Raises:
             FileNotFoundError: if a part is not there; nothing is changed then.
         """
-        unfinished = self.output.with_name(self.output.name + ".unfinished")
+        unfinished = _partial(self.folder / "merged.jsonl")
         with unfinished.open("wb") as target:
             for log in logs:
                 with (self.folder / f"{log}.jsonl").open("rb") as part:
@@ -124,7 +130,7 @@ def _read(path: Path) -> dict[str, Any] | None:
 
 
 def _write(path: Path, text: str) -> None:
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    partial = _partial(path)
     try:
         with partial.open("w", encoding="utf-8") as file:
             file.write(text)
@@ -134,3 +140,8 @@ def _write(path: Path, text: str) -> None:
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def _partial(path: Path) -> Path:
+    """Another name for a file until it is whole; nodes may share the folder, and their process ids."""
+    return path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")

@@ -1,9 +1,9 @@
 """Mixtures of question-answer data sets, in the layout of InternVL's meta files.
 
 A mixture is a JSON file ``{name: {"root", "annotation", "data_augment", "repeat_time", "length"}}``; InternVL's own
-scripts read it too. Beside these five an entry may say where the data comes from and what may be done with it:
-``licence``, ``homepage`` and ``note``. Paths that are not absolute count from the folder of the mixture file, and
-``$VARIABLES`` in them are filled in.
+scripts read it too. Beside these five an entry may say where the data comes from and what may be done with it
+(``licence``, ``homepage``, ``note``), and how its trajectory questions are asked (``prompt_profile``, ``cameras``).
+Paths that are not absolute count from the folder of the mixture file, and ``$VARIABLES`` in them are filled in.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
+
+from navsim_recogdrive.vlm.prompts import builtin_profiles
 
 UNKNOWN = "unknown"
 """Licence of a data set whose authors state none that we know of."""
@@ -37,6 +39,10 @@ class Entry:
         licence: of questions and answers, and of the images where it is another; ``unknown`` where none is stated.
         homepage: where it comes from.
         note: whatever else one must know.
+        prompt_profile: of trajectory questions: the name of a built-in prompt profile, or the path of a profile's file;
+            empty for other questions.
+        cameras: of trajectory questions: whose images they show, from left to right, by their names in
+            :data:`~navsim_recogdrive.observation.CAMERA_SETS`.
     """
 
     root: str
@@ -47,12 +53,29 @@ class Entry:
     licence: str = UNKNOWN
     homepage: str = ""
     note: str = ""
+    prompt_profile: str = ""
+    cameras: tuple[str, ...] = ()
 
 
 def builtin_mixtures() -> list[str]:
     """Names of the mixtures that come with this package."""
     folder = resources.files("navsim_recogdrive.pretraining") / "mixtures"
     return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
+
+
+def navsim_entry(name: str, root: Path, annotation: Path, length: int, **more: Any) -> Entry:
+    """The entry of a data set that was made of NAVSIM's logs.
+
+    Args:
+        name: ``navsim_traj`` or ``navsim_recogdrive``: whose licence and homepage the built-in mixture gives.
+        root: folder that paths of images are relative to.
+        annotation: the JSONL file.
+        length: number of samples.
+        more: further fields.
+    """
+    known = load_mixture("recogdrive", root)[name]
+    said = {"licence": known.licence, "homepage": known.homepage, **more}
+    return Entry(str(root.absolute()), str(annotation.absolute()), length=length, **said)
 
 
 def load_mixture(name_or_path: str | Path, data_root: Path | None = None) -> dict[str, Entry]:
@@ -73,7 +96,7 @@ def load_mixture(name_or_path: str | Path, data_root: Path | None = None) -> dic
         )
     elif Path(name_or_path).is_file():
         text = Path(name_or_path).read_text(encoding="utf-8")
-        data_root = data_root or Path(name_or_path).resolve().parent
+        data_root = data_root or Path(name_or_path).parent
     else:
         raise InvalidMixture(
             f"no mixture {str(name_or_path)!r}: give a JSON file, or one of the built-in {builtin_mixtures()}"
@@ -87,10 +110,7 @@ def load_mixture(name_or_path: str | Path, data_root: Path | None = None) -> dic
     entries = {}
     for name, entry in content.items():
         try:
-            read = _entry(entry)
-            entries[name] = replace(
-                read, root=_absolute(read.root, data_root), annotation=_absolute(read.annotation, data_root)
-            )
+            entries[name] = _with_absolute_paths(_entry(entry), data_root)
         except InvalidMixture as error:
             raise InvalidMixture(f"mixture {name_or_path!s}, data set {name!r}: {error}") from None
     return entries
@@ -106,7 +126,12 @@ def write_mixture(path: Path, entries: Mapping[str, Entry]) -> None:
 def mixture_content(entries: Mapping[str, Entry]) -> dict[str, dict[str, Any]]:
     """A mixture as JSON has it."""
     return {
-        name: {field: value for field, value in asdict(entry).items() if value != ""} for name, entry in entries.items()
+        name: {
+            field: list(value) if isinstance(value, tuple) else value
+            for field, value in asdict(entry).items()
+            if value not in ("", ())
+        }
+        for name, entry in entries.items()
     }
 
 
@@ -126,14 +151,27 @@ def _entry(content: Any) -> Entry:
         raise InvalidMixture(f"length must be a whole number of samples, or null, found {length!r}")
     if not isinstance(values.get("data_augment", False), bool):
         raise InvalidMixture(f"data_augment must be true or false, found {values['data_augment']!r}")
-    for name in ("licence", "homepage", "note"):
+    for name in ("licence", "homepage", "note", "prompt_profile"):
         if not isinstance(values.get(name, ""), str):
             raise InvalidMixture(f"{name} must be a text, found {values[name]!r}")
-    return Entry(**values)
+    cameras = values.get("cameras", [])
+    if not isinstance(cameras, list) or not all(isinstance(camera, str) and camera for camera in cameras):
+        raise InvalidMixture(f"cameras must be a list of names, found {cameras!r:.60}")
+    return Entry(**{**values, "cameras": tuple(cameras)})
 
 
-def _absolute(path: str, root: Path | None) -> str:
+def _with_absolute_paths(entry: Entry, folder: Path) -> Entry:
+    profile = entry.prompt_profile
+    return replace(
+        entry,
+        root=_absolute(entry.root, folder),
+        annotation=_absolute(entry.annotation, folder),
+        prompt_profile=profile if profile in ("", *builtin_profiles()) else _absolute(profile, folder),
+    )
+
+
+def _absolute(path: str, folder: Path) -> str:
     filled = os.path.expanduser(os.path.expandvars(path))
     if "$" in filled:
         raise InvalidMixture(f"a variable in the path {path!r} is not set")
-    return str((root or Path()) / filled)
+    return str((folder / filled).absolute())  # links are not followed: a folder of images may be one

@@ -19,7 +19,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from navsim_recogdrive.pretraining.finetuning.conversations import InvalidRecord, Record, read_record
+from navsim_recogdrive.pretraining.finetuning.conversations import InvalidRecord, Record, check_texts, read_record
 from navsim_recogdrive.pretraining.images import BadImage, decoded_image_size
 from navsim_recogdrive.pretraining.registry import UNKNOWN, Entry
 
@@ -176,6 +176,7 @@ def _read_chunk(root: str, reading: Reading, first: int, lines: list[bytes]) -> 
         faults: list[tuple[str, str]] = []
         try:
             record = read_record(line)
+            check_texts(record)
             if reading.decode_images:
                 faults = list(_image_faults(Path(root), record))
         except (InvalidRecord, UnicodeDecodeError) as error:

@@ -28,7 +28,8 @@ class RLConfig:
             +-1 and a clamped end with a negative advantage would drive it further out.
         flow_noise_level: noise of flow matching's stochastic form; not published (flow had no log-probability).
         log_prob_std_floor: smallest standard deviation in a log-probability. The published 0.1 is wider than the
-            rollout's 0.04; with both equal the policy gradient is exact.
+            rollout's 0.04; with both equal the policy gradient is exact, if ``log_prob_clamp`` lets the largest
+            log-probability pass: 2.3 with 0.04.
         log_prob_clamp: bounds of a coordinate's log-probability; outside of them it has no gradient.
         denoising_discount: the step k of K counts ``discount ** (K - 1 - k)``; k = 0 is the noisiest.
         advantage_scale: ``group``: rewards are centred in their group and divided by its standard deviation.

@@ -132,10 +132,10 @@ class PromptProfile:
         Raises:
             PromptError: if there is no such profile, or the file does not hold exactly a profile's fields.
         """
-        builtin = resources.files("navsim_recogdrive.vlm") / "profiles"
-        names = sorted(entry.name.removesuffix(".json") for entry in builtin.iterdir() if entry.name.endswith(".json"))
+        names = builtin_profiles()
         if str(name_or_path) in names:
-            text = (builtin / f"{name_or_path}.json").read_text(encoding="utf-8")
+            folder = resources.files("navsim_recogdrive.vlm") / "profiles"
+            text = (folder / f"{name_or_path}.json").read_text(encoding="utf-8")
         elif Path(name_or_path).is_file():
             text = Path(name_or_path).read_text(encoding="utf-8")
         else:
@@ -286,6 +286,12 @@ class PromptProfile:
     @property
     def _segments(self) -> tuple[Segment, ...]:
         return (self.before_image, self.question_head, self.before_command, self.after_command)
+
+
+def builtin_profiles() -> list[str]:
+    """Names of the profiles that come with this package, sorted."""
+    folder = resources.files("navsim_recogdrive.vlm") / "profiles"
+    return sorted(entry.name.removesuffix(".json") for entry in folder.iterdir() if entry.name.endswith(".json"))
 
 
 def load_profile(name_or_path: str | Path, cameras: Sequence[str], checkpoint: Path | None = None) -> PromptProfile:

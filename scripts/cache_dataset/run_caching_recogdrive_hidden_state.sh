@@ -126,10 +126,11 @@ for index in "${!PIDS[@]}"; do
     wait "${PIDS[index]}" || failed+=("${NAMES[index]}")
 done
 PIDS=()
-# What the processes say of scenes that could not be cached.
+# What the processes say of scenes that could not be cached, or that kept one from starting: a line and one per scene.
+LISTS='[0-9]+ scenes could not be cached|[0-9]+ scenes, whose images cannot be read|images of none of the [0-9]+ scenes'
 UNCACHED="$(for shard in "${NAMES[@]}"; do
-    sed -n '/scenes could not be cached/,/^[^ ]/p' "$LOG_DIR/shard_$shard.log" |
-        grep -E 'could not be cached|^  ' || true
+    awk -v lists="$LISTS" '$0 ~ lists {on = 1; print; next} on && /^  / {print; next} {on = 0}' \
+        "$LOG_DIR/shard_$shard.log"
 done)"
 [[ -z $UNCACHED ]] || echo "$UNCACHED"
 if ((${#failed[@]} > 0)); then

@@ -36,11 +36,16 @@ while (($# > 0)) && [[ $1 != -- ]]; do
 done
 (($# == 0)) || shift
 OPTIONS=("$@")
+ADDRESS_ONLY="the server's address holds a user name, a password or a query: set OPENAI_API_KEY or JUDGE_API_KEY in its place"
+[[ ${OPENAI_BASE_URL:-} != *[@?#]* ]] || _refuse "OPENAI_BASE_URL: $ADDRESS_ONLY"
+previous=
 for option in "${OPTIONS[@]}"; do
     case "$option" in
         --key | --key=* | --judge-key | --judge-key=*)
             _refuse "set OPENAI_API_KEY or JUDGE_API_KEY in place of ${option%%=*}: arguments can be seen by others" ;;
     esac
+    case "$previous $option" in *base-url[\ =]*[@?#]*) _refuse "$ADDRESS_ONLY" ;; esac
+    previous="$option"
 done
 read_arguments "${SCENE_ARGUMENTS[@]}"
 require_variables OPENAI_BASE_URL OPENAI_MODEL OPENSCENE_DATA_ROOT NUPLAN_MAPS_ROOT NAVSIM_EXP_ROOT
@@ -52,7 +57,8 @@ require_navsim # also the environment for what follows
 
 LABEL=(python -m navsim_recogdrive.pretraining.labelling)
 RUN=("${LABEL[@]}" run "$RECORDS" --output "$OUTPUT" "${OPTIONS[@]}")
-say "Trying $OPENAI_MODEL at $OPENAI_BASE_URL"
+HOST="${OPENAI_BASE_URL#*://}"
+say "Trying $OPENAI_MODEL at ${HOST%%/*}"
 run_or_print "${LABEL[@]}" check
 DRY=()
 ! $DRY_RUN || DRY=(--dry-run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
+import random
 import shutil
 import signal
 from collections.abc import Iterator
@@ -179,10 +180,57 @@ def test_where_no_scene_can_be_left_out_caching_does_not_begin(cache: Cache, spl
     split.image(token).unlink()
     with pytest.raises(UnreadableImages, match=rf"stop at 1 of {SCENES} scenes.*\n.*/{token}: .*\n.*=false"):
         cache.fill(force=True)
-    shutil.rmtree(split.blobs)
-    with pytest.raises(UnreadableImages, match=rf"none of the {SCENES} scenes .*\n(.*\n)*Check OPENSCENE_DATA_ROOT"):
-        cache.fill()
+    for path in split.blobs.rglob("*.jpg"):
+        path.write_bytes(b"")
+    for _ in ("empty files", "no folder"):
+        with pytest.raises(
+            UnreadableImages, match=rf"none of the {SCENES} scenes .*\n(.*\n)*Check OPENSCENE_DATA_ROOT"
+        ):
+            cache.fill()
+        shutil.rmtree(split.blobs, ignore_errors=True)
     assert not cache.files()
+
+
+def test_a_process_whose_images_are_all_bad_leaves_them_out(
+    cache: Cache, split: Split, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The split has others, which are another process's."""
+    for token in cache.loader.tokens:
+        split.image(token).unlink()
+    with caplog.at_level(logging.ERROR):
+        assert cache.fill() == []
+    assert f"{SCENES} scenes could not be cached" in caplog.text
+    assert all(f"/{token}: {split.image(token)}: FileNotFoundError" in caplog.text for token in cache.loader.tokens)
+    assert not cache.files()
+
+
+def _stops_navsim(image: Path) -> bool:
+    try:
+        np.array(Image.open(image))  # as its loader does
+    except Exception:  # whatever the bytes make Pillow raise
+        return True
+    return False
+
+
+def test_every_flipped_bit_that_stops_navsim_is_found(tmp_path: Path) -> None:
+    """Most of them lie in a JPEG's header tables."""
+    from navsim_recogdrive.agents.scene_images import image_problem
+
+    pixels = np.random.default_rng(0).integers(0, 255, (90, 160, 3), dtype=np.uint8)
+    for progressive in (False, True):
+        path = tmp_path / "a.jpg"
+        Image.fromarray(pixels).save(path, quality=85, progressive=progressive)
+        content = path.read_bytes()
+        chance = random.Random(0)
+        stopped = 0
+        for position in [*range(700), *chance.sample(range(700, len(content)), 300)]:
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << chance.randrange(8)
+            path.write_bytes(flipped)
+            stops = _stops_navsim(path)
+            stopped += stops
+            assert (image_problem(path) is not None) == stops, position
+        assert stopped > 50
 
 
 def test_what_is_wrong_with_an_image(tmp_path: Path) -> None:

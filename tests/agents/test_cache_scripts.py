@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -151,6 +153,33 @@ def test_a_killed_process_is_reported_and_the_next_run_completes(environment: di
     from navsim_recogdrive.cache.__main__ import main
 
     assert main(["inspect", str(cache), "--full"]) == 0
+
+
+def test_all_scenes_with_bad_images_are_listed(environment: dict[str, str], tiny_world: Path, tmp_path: Path) -> None:
+    """More than the warning names, of a process that has no other scenes; and where none may be left out."""
+    world = shutil.copytree(tiny_world, tmp_path / "world")
+    logs = world / "navsim_logs" / "trainval"
+    bad = {}
+    for path in sorted(logs.glob("*.pkl"))[:2]:
+        for frame in pickle.loads(path.read_bytes()):
+            image = world / "sensor_blobs" / "trainval" / frame["cams"]["CAM_F0"]["data_path"]
+            image.unlink()
+            bad[f"{path.stem}/{frame['token']}"] = image
+    environment |= {"OPENSCENE_DATA_ROOT": str(world), "THREADS_PER_PROCESS": "1"}
+    only_bad = "train_test_split.scene_filter.log_names=[" + ",".join(sorted({one.split("/")[0] for one in bad})) + "]"
+    listed = {}
+    for force, status in (("false", 0), ("true", 1)):
+        done = subprocess.run(
+            _script(*TINY_AGENT[1:], EVERY_FRAME, only_bad, f"force_cache_computation={force}"),
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == status, done.stdout + done.stderr
+        listed[force] = sorted(re.findall(r"^  (\S+/\w+): (.*): FileNotFoundError", done.stdout, re.MULTILINE))
+    assert len(listed["false"]) == 14, "seven scenes of each log"
+    assert all(str(bad[scene]) == image for scene, image in listed["false"])
+    assert listed["true"] == listed["false"]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -87,7 +88,9 @@ def test_one_sample_per_training_scene_whatever_the_processes(generate, world: P
     summary = json.loads((tmp_path / "one.jsonl.summary.json").read_text())
     assert sum(summary["commands"].values()) == summary["scenes"] == 14
     assert datasets(["check", str(tmp_path / "one.mixture.json"), "--workers", "1"]) == 0
-    assert "one: 14 samples, 0 problems" in capsys.readouterr().out
+    assert "one: 14 samples, 0 problems; licence: CC BY-NC-SA 4.0 (OpenScene)" in capsys.readouterr().out
+    entry = json.loads((tmp_path / "one.mixture.json").read_text())["one"]
+    assert (entry["prompt_profile"], entry["cameras"]) == ("published", ["front"])
 
 
 def test_a_finished_file_is_left_alone_and_other_settings_are_refused(generate, tmp_path: Path, capsys) -> None:
@@ -115,6 +118,67 @@ def test_three_cameras(generate, world: Path, tmp_path: Path, capsys) -> None:
     for sample in _samples(output):
         assert [Path(image).parts[-2] for image in sample["image"]] == ["CAM_L0", "CAM_F0", "CAM_R0"]
     assert datasets(["check", str(tmp_path / "data.mixture.json"), "--workers", "1"]) == 0
+    entry = json.loads((tmp_path / "data.mixture.json").read_text())["data"]
+    assert (entry["prompt_profile"], entry["cameras"]) == ("three_cameras", ["front_left", "front", "front_right"])
+
+
+def test_a_profile_of_one_s_own_lies_beside_the_data(generate, tmp_path: Path) -> None:
+    from byte_vlm import write_short_profile
+
+    from navsim_recogdrive.pretraining.registry import load_mixture
+    from navsim_recogdrive.vlm.prompts import PromptProfile
+
+    own = write_short_profile(tmp_path / "own.json")
+    arguments = (tmp_path / "data.jsonl", "--prompt-profile", str(tmp_path / "own.json"), "--workers", "1")
+    assert generate(*arguments) == 0
+    (tmp_path / "own.json").unlink()
+    entry = load_mixture(tmp_path / "data.mixture.json")["data"]
+    assert entry.prompt_profile == str(tmp_path / "data.prompt_profile.json")
+    assert PromptProfile.load(entry.prompt_profile) == own
+
+
+def test_images_behind_a_link_and_roots_however_they_are_spelt(
+    generate, world: Path, tmp_path: Path, monkeypatch
+) -> None:
+    from navsim_recogdrive.pretraining.datasets import main as datasets
+    from navsim_recogdrive.pretraining.registry import load_mixture
+
+    (world / "sensor_blobs").rename(tmp_path / "far")
+    (world / "sensor_blobs").symlink_to(tmp_path / "far")
+    (tmp_path / "alias").symlink_to(world)
+    monkeypatch.chdir(tmp_path)
+    spelt = (("openscene", ()), ("openscene", ("--data-root", str(world))), ("alias", ("--data-root", "openscene")),
+             (str(world), ("--data-root", "alias/../openscene")))  # fmt: skip
+    for number, (root, arguments) in enumerate(spelt):
+        monkeypatch.setenv("OPENSCENE_DATA_ROOT", root)
+        output = tmp_path / f"out{number}" / "data.jsonl"
+        assert generate(output, *arguments, "--workers", "1") == 0
+        mixture = output.with_suffix(".mixture.json")
+        assert load_mixture(mixture)["data"].root == str(tmp_path / root)
+        assert datasets(["check", str(mixture), "--workers", "1"]) == 0
+        assert len(_samples(output)) == 14
+    assert generate(tmp_path / "records.jsonl", "--kind", "records", "--workers", "1") == 0
+
+
+def test_a_second_run_on_the_same_file_is_refused(generate, tmp_path: Path, capsys) -> None:
+    output = tmp_path / "data.jsonl"
+    hold = (
+        "import sys; from pathlib import Path; from navsim_recogdrive.pretraining.locking import only_one\n"
+        "with only_one(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(output)]
+    holder = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert holder.stdout.readline() == "held\n"
+    assert generate(output, "--workers", "1") == 1
+    assert f"{output} is being written by another process: wait for it" in capsys.readouterr().err
+    holder.communicate("")
+    assert generate(output, "--workers", "1") == 0
 
 
 def test_what_cannot_be_used_is_left_out_and_counted(generate, world: Path, tmp_path: Path, capsys) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from navsim_recogdrive.cache.hidden_state import UNKNOWN_ORIGIN, HiddenState
+from navsim_recogdrive.cache.hidden_state_features import HiddenStateFeatures
 from navsim_recogdrive.cache.identity import CacheIdentity
 from navsim_recogdrive.cache.scan import Layout
 from navsim_recogdrive.cache.scene_key import SceneKey
@@ -51,10 +52,10 @@ def write_scene(folder: Path, seed: int = 0, mode: str = "bf16", origin: bytes =
     """One whole scene, written long ago."""
     dump(
         folder / "state.gz",
-        {
-            "scene_key": SceneKey.wrap(bytes([seed] * 16)),
-            "hidden_state": HiddenState.wrap(rows(seed), 9, mode, origin),
-        },
+        HiddenStateFeatures(
+            scene_key=SceneKey.wrap(bytes([seed] * 16)),
+            hidden_state=HiddenState.wrap(rows(seed), 9, mode, origin),
+        ),
     )
     dump(folder / "ego.gz", {"past_poses": torch.zeros(4, 3), "ego_status": torch.zeros(8)})
     dump(folder / "trajectory.gz", {"trajectory": torch.zeros(8, 3)})

@@ -54,15 +54,25 @@ def test_the_quick_scan_is_quick_and_the_full_scan_finds_flipped_bits(tmp_path: 
     assert len(scan_cache(tmp_path, LAYOUT).misleading) == 1, "small files are read whole"
 
 
-def test_a_large_file_that_is_newer_than_the_scene_is_read_whole(tmp_path: Path) -> None:
-    """Image tiles, whose size is not known from their beginning: a killed run was writing over them."""
+def test_large_files_of_image_tiles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their size is not known from their beginning; what the end of one that was cut off says is hardly ever likely."""
     layout = replace(LAYOUT, hidden_state=None)
     folders = write_cache(tmp_path)
-    cut(folders[0] / "state.gz", 0.95)
+    read: list[Path] = []
+    read_content = scan.read_content
+    monkeypatch.setattr(scan, "read_content", lambda path: read.append(path) or read_content(path))
     assert not scan_cache(tmp_path, layout).findings
-    os.utime(folders[0] / "state.gz")
+    assert "state.gz" not in {path.name for path in read}, "it read whole files"
+    cut(folders[0] / "state.gz", 0.95)
     (finding,) = scan_cache(tmp_path, layout).findings
     assert finding.path == folders[0] / "state.gz"
+    # One whose end says by chance what a whole file would say.
+    path = folders[1] / "state.gz"
+    path.write_bytes(path.read_bytes()[:70_000] + (75_000).to_bytes(4, "little"))
+    os.utime(path, (1.6e9, 1.6e9))
+    assert len(scan_cache(tmp_path, layout).findings) == 1
+    os.utime(path)
+    assert len(scan_cache(tmp_path, layout).findings) == 2, "a killed run may have been writing over a whole scene"
 
 
 def test_scenes_that_lack_files(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def test_hidden_states_are_those_of_the_vlm(cache: Path, config: VLMConfig) -> N
 
 
 def test_a_missing_scene_is_an_error_or_computed(cache: Path, config: VLMConfig) -> None:
-    with pytest.raises(SceneNotCached, match=r"\(3 scenes\) does not hold this scene"):
+    with pytest.raises(SceneNotCached, match=r"\(3 scenes, 0 damaged or without key\) does not hold this scene"):
         opened(cache, config).hidden_states([random_observation(9)])
     source = opened(cache, config, compute_missing=True)
     expected = SharedBackbone(config, "cpu").hidden_states([random_observation(9)])
@@ -112,7 +112,7 @@ def test_any_flipped_bit_is_noticed(cache: Path, config: VLMConfig) -> None:
 def test_a_cut_off_file_is_no_scene(cache: Path, config: VLMConfig) -> None:
     file = cache / "log" / "first" / f"{HIDDEN_STATE_CACHE}.gz"
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(SceneNotCached, match=r"\(2 scenes\)"):
+    with pytest.raises(SceneNotCached, match=r"\(2 scenes, 1 damaged .* --full finds damage"):
         opened(cache, config).hidden_states([random_observation(0)])
 
 

@@ -111,6 +111,34 @@ def test_a_clean_set_passes_and_another_length_does_not(data: Path, capsys) -> N
     assert "length differs: the mixture says 11, 10 lines" in capsys.readouterr().out
 
 
+def test_check_writes_how_questions_are_asked_as_it_was_read(data: Path) -> None:
+    content = json.loads((data / "mixture.json").read_text())
+    content["set"].update(prompt_profile="three_cameras", cameras=["front_left", "front", "front_right"])
+    (data / "mixture.json").write_text(json.dumps(content))
+    counted = data / "counted.json"
+    arguments = [
+        "check",
+        str(data / "mixture.json"),
+        "--workers",
+        "1",
+        "--skip-images",
+        "--write-lengths",
+        str(counted),
+    ]
+    assert main(arguments) == 1
+    again = json.loads(counted.read_text())["set"]
+    assert (again["prompt_profile"], again["cameras"]) == ("three_cameras", ["front_left", "front", "front_right"])
+
+
+def test_relative_roots_become_absolute_and_links_stay(data: Path, monkeypatch, capsys) -> None:
+    monkeypatch.chdir(data.parent)
+    (data.parent / "link").symlink_to(data)
+    entry = load_mixture("link/mixture.json")["set"]
+    assert (entry.root, entry.annotation) == (str(data.parent / "link/images"), str(data.parent / "link/data.jsonl"))
+    assert main(["template", "recogdrive", "--data-root", "link"]) == 0
+    assert json.loads(capsys.readouterr().out)["navsim_traj"]["root"] == str(data.parent / "link" / "navsim")
+
+
 def test_files_that_are_not_there(data: Path, capsys) -> None:
     (data / "data.jsonl").write_text("")
     assert _scan(data)[1] == [(0, "empty annotation file"), (0, "length differs")]
@@ -120,6 +148,16 @@ def test_files_that_are_not_there(data: Path, capsys) -> None:
     assert "no data set 'other'; it has ['set']" in capsys.readouterr().err
     assert main(["check", str(data / "nothing.json")]) == 2
     assert "give a JSON file, or one of the built-in" in capsys.readouterr().err
+
+
+def test_lines_that_the_fine_tuner_refuses_are_problems(data: Path, capsys) -> None:
+    good, bad = _sample(0), _sample(1)
+    bad["conversations"][1]["value"] = "There.<|im_end|>"
+    (data / "data.jsonl").write_text(f"{json.dumps(good)}\n{json.dumps(bad)}\n")
+    assert main(["check", str(data / "mixture.json"), "--workers", "1"]) == 1
+    shown = capsys.readouterr().out
+    assert "set: 1 samples, 2 problems" in shown, "the length differs too"
+    assert "line 2: broken line: the assistant's text spells out <|im_end|>" in shown
 
 
 def test_skipping_images_touches_none(data: Path) -> None:
@@ -166,6 +204,7 @@ def test_the_papers_mixture(tmp_path: Path, capsys) -> None:
         load_mixture("recogdrive")
     assert main(["template", "recogdrive", "--data-root", str(tmp_path)]) == 0
     content = json.loads(capsys.readouterr().out)
+    assert not {"prompt_profile", "cameras"} & set(content["navsim_traj"])
     assert list(content["drivelm"])[:5] == ["root", "annotation", "data_augment", "repeat_time", "length"]
 
 
@@ -173,6 +212,8 @@ def test_mixtures_are_read_back(tmp_path: Path, monkeypatch) -> None:
     entries = {
         "a": Entry("/data", "/a.jsonl", True, 0.5, 7, "MIT", "https://example.org", "note"),
         "b": Entry("/", "/b"),
+        "c": Entry("/", "/c", prompt_profile="published", cameras=("front",)),
+        "d": Entry("/", "/d", prompt_profile="/d.prompt_profile.json", cameras=("front_left", "front", "front_right")),
     }
     write_mixture(tmp_path / "m.json", entries)
     assert load_mixture(tmp_path / "m.json") == entries
@@ -181,6 +222,8 @@ def test_mixtures_are_read_back(tmp_path: Path, monkeypatch) -> None:
     path = tmp_path / "n.json"
     path.write_text('{"a": {"root": "$SOMEWHERE/x", "annotation": "y.jsonl", "max_dynamic_patch": 12}}')
     assert load_mixture(path)["a"] == Entry("/far/x", str(tmp_path / "y.jsonl"))
+    path.write_text('{"a": {"root": ".", "annotation": "y.jsonl", "prompt_profile": "own.json"}}')
+    assert load_mixture(path)["a"].prompt_profile == str(tmp_path / "own.json")
     path.write_text('{"a": {"root": "$NOWHERE/x", "annotation": "y.jsonl"}}')
     with pytest.raises(InvalidMixture, match="data set 'a': a variable in the path"):
         load_mixture(path)
@@ -198,6 +241,8 @@ def test_mixtures_are_read_back(tmp_path: Path, monkeypatch) -> None:
         ('{"a": {"root": "x", "annotation": "y", "length": -1}}', "length must be a whole number"),
         ('{"a": {"root": "x", "annotation": "y", "data_augment": 1}}', "data_augment must be true or false"),
         ('{"a": {"root": "x", "annotation": "y", "licence": 1}}', "licence must be a text"),
+        ('{"a": {"root": "x", "annotation": "y", "prompt_profile": null}}', "prompt_profile must be a text"),
+        ('{"a": {"root": "x", "annotation": "y", "cameras": "front"}}', "cameras must be a list of names, found 'fr"),
     ],
 )
 def test_mixtures_that_are_none(tmp_path: Path, content: str, message: str) -> None:

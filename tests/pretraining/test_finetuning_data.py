@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from byte_vlm import write_byte_vlm
+from byte_vlm import write_byte_vlm, write_short_profile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -17,10 +18,11 @@ from navsim_recogdrive.pretraining.finetuning import index as index_module
 from navsim_recogdrive.pretraining.finetuning.conversations import IGNORED, ChatEncoder
 from navsim_recogdrive.pretraining.finetuning.dataset import Collator, ConversationDataset, Sample, Skipped
 from navsim_recogdrive.pretraining.finetuning.images import TileBudget, read_image
-from navsim_recogdrive.pretraining.finetuning.index import Reader, Source, index_source
+from navsim_recogdrive.pretraining.finetuning.index import InvalidData, Reader, Source, index_source
 from navsim_recogdrive.pretraining.finetuning.sampling import LengthGroupedBatches
 from navsim_recogdrive.pretraining.registry import load_mixture
 from navsim_recogdrive.vlm.architecture import read_architecture
+from navsim_recogdrive.vlm.conversation import ConversationWriter
 from navsim_recogdrive.vlm.qwen_tokenizer import load_qwen2_tokenizer
 
 PAD = 256
@@ -33,10 +35,11 @@ def byte_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reader(byte_vlm: Path) -> Reader:
+def reader(byte_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Reader:
     architecture = read_architecture(byte_vlm)
     encoder = ChatEncoder(load_qwen2_tokenizer(byte_vlm), architecture.image_tokens, "")
-    return Reader(encoder, TileBudget(architecture, max_tiles=4), "test")
+    profile = write_short_profile(tmp_path_factory.mktemp("profile") / "profile.json")
+    return Reader(encoder, TileBudget(architecture, max_tiles=4), ConversationWriter.of(profile, None), "test")
 
 
 def _source(mixture: Path) -> Source:
@@ -84,6 +87,41 @@ def test_a_listed_size_does_not_hide_a_missing_image(tmp_path: Path, reader: Rea
     assert "gone.png does not exist" in index.faults[0].reason
 
 
+def test_images_that_come_later_are_found(tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = talk("What?", "That.", image="images/gone.png")
+    source = _source(
+        write_data(tmp_path, [talk("Hello", "Yes"), asked, "{broken", {**asked, "image": "images/no.png"}])
+    )
+    before = index_source(source, reader, tmp_path / "index")
+    assert [fault.line for fault in before.faults] == [2, 3, 4]
+    Image.fromarray(front_image(0)).save(tmp_path / "images" / "gone.png")
+    mended = index_source(source, reader, tmp_path / "index", writes=False)  # another process of the run
+    assert mended.lines.tolist() == [1, 2]
+    assert [fault.line for fault in mended.faults] == [3, 4]
+    assert mended.digest == before.digest
+    again = index_source(source, reader, tmp_path / "index")
+    fresh = index_source(source, reader, tmp_path / "other")
+    for index in (mended, again):
+        for name in ("offsets", "lines", "tokens", "planner"):
+            np.testing.assert_array_equal(getattr(index, name), getattr(fresh, name))
+        assert index.faults == fresh.faults
+    (tmp_path / "images" / "no.png").write_bytes((tmp_path / "images" / "gone.png").read_bytes())
+    monkeypatch.setattr(index_module, "read_record", _only_once(index_module.read_record))
+    assert index_source(source, reader, tmp_path / "index").lines.tolist() == [1, 2, 4]
+
+
+def _only_once(read: Any) -> Any:
+    """Reads one line, and none after it."""
+    left = [1]
+
+    def counted(line: bytes) -> Any:
+        left[0] -= 1
+        assert left[0] >= 0
+        return read(line)
+
+    return counted
+
+
 def test_chunks_change_nothing(tmp_path: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch) -> None:
     records = [*trajectory_records(tmp_path / "profile.json"), "{broken", talk("Hello", "Yes")]
     source = _source(write_data(tmp_path, records))
@@ -91,7 +129,7 @@ def test_chunks_change_nothing(tmp_path: Path, reader: Reader, monkeypatch: pyte
     for size in (100, 1000):
         monkeypatch.setattr(index_module, "CHUNK_BYTES", size)
         chunks = index_source(source, reader, tmp_path / f"chunks{size}")
-        for name in ("offsets", "lines", "tokens"):
+        for name in ("offsets", "lines", "tokens", "planner"):
             np.testing.assert_array_equal(getattr(chunks, name), getattr(whole, name))
         assert chunks.faults == whole.faults
     monkeypatch.setattr(index_module, "CHUNK_BYTES", 4000)
@@ -114,7 +152,7 @@ def test_an_index_is_kept_until_the_file_changes(
 
 def test_no_file_and_an_empty_file(tmp_path: Path, reader: Reader) -> None:
     mixture = write_data(tmp_path, [])
-    with pytest.raises(ValueError, match=r"qa: .*qa.jsonl is empty"):
+    with pytest.raises(InvalidData, match=r"qa: .*qa.jsonl is empty"):
         index_source(_source(mixture), reader, tmp_path / "index")
     (tmp_path / "qa.jsonl").unlink()
     with pytest.raises(FileNotFoundError, match="qa: there is no annotation file"):

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import resource
+import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,19 +15,24 @@ import numpy as np
 import pytest
 import torch
 from byte_vlm import write_byte_vlm, write_short_profile
+from jinja2 import Environment
+from PIL import Image
 from qa_data import observation
 from safetensors.torch import load_file
-from transformers import InternVLForConditionalGeneration
+from transformers import AutoTokenizer, GenerationConfig, InternVLForConditionalGeneration
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
 
 from navsim_recogdrive.pretraining.finetuning import saving
 from navsim_recogdrive.pretraining.finetuning.model import build_trained_model
-from navsim_recogdrive.pretraining.finetuning.saving import CheckpointWriter
+from navsim_recogdrive.pretraining.finetuning.saving import CannotSave, CheckpointWriter, says_what_was_not_saved
 from navsim_recogdrive.pretraining.finetuning.settings import FinetuneSettings
 from navsim_recogdrive.pretraining.finetuning.trainer import load_weights
 from navsim_recogdrive.vlm import VLMSettings, load_backbone, read_vlm_identity
 from navsim_recogdrive.vlm.architecture import read_architecture
 from navsim_recogdrive.vlm.checkpoint_files import VLMCheckpointError
 from navsim_recogdrive.vlm.prompts import PromptError, PromptProfile, load_profile
+from navsim_recogdrive.vlm.qwen_tokenizer import load_qwen2_tokenizer
+from navsim_recogdrive.vlm.tiling import normalize_tiles, tile_image
 
 CONTEXT = 256 + 24
 LAYOUT_OF = {"internvl_chat": "hub", "internvl_hf": "native"}
@@ -166,6 +175,79 @@ def test_shards(
     again = _written(bases["hub"], tmp_path / "saved", "native", profile)
     assert not list(again.glob("model-*.safetensors"))
     assert read_vlm_identity(VLMSettings(again)) == expected
+
+
+def test_a_failure_leaves_the_earlier_checkpoint(
+    bases: dict[str, Path], profile: PromptProfile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = _written(bases["hub"], tmp_path / "saved", "native", profile)
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    monkeypatch.setattr(saving, "SHARD_BYTES", 100_000)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (80_000, hard))  # in place of a full disk
+    try:
+        with pytest.raises(CannotSave, match=r"saved cannot be saved, the disk or a quota is full .*--resume"):
+            _written(bases["hub"], folder, "native", replace(profile, history_join="|"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_full_disk_is_told_from_other_errors(tmp_path: Path) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for error in (full, RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 8 vs 4")):
+        with pytest.raises(CannotSave, match="the disk or a quota is full"), says_what_was_not_saved(tmp_path):
+            raise error
+    for other in (OSError(errno.EACCES, "Permission denied"), RuntimeError("CUDA error"), ValueError("No space left")):
+        with pytest.raises(type(other), match=str(other.args[-1])), says_what_was_not_saved(tmp_path):
+            raise other
+
+
+def test_transformers_processor_finds_what_it_needs(
+    bases: dict[str, Path], profile: PromptProfile, tmp_path: Path
+) -> None:
+    folder = _written(bases["hub"], tmp_path / "saved", "native", profile)
+    content = {path.name: json.loads(path.read_text()) for path in folder.glob("*.json")}
+    assert content["processor_config.json"] == {"image_seq_length": 4, "processor_class": "InternVLProcessor"}
+    assert content["preprocessor_config.json"]["size"] == {"height": 56, "width": 56}
+    assert content["preprocessor_config.json"]["image_mean"] == [0.485, 0.456, 0.406]
+    assert content["video_preprocessor_config.json"]["video_processor_type"] == "InternVLVideoProcessor"
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    named = (tokenizer.start_image_token, tokenizer.context_image_token, tokenizer.end_image_token)
+    assert named == ("<img>", "<IMG_CONTEXT>", "</img>")
+    assert tokenizer.context_image_token_id == CONTEXT
+    assert len(tokenizer) == len(load_qwen2_tokenizer(bases["hub"]))  # no token is new
+    ends = GenerationConfig.from_pretrained(folder)
+    assert tokenizer.convert_ids_to_tokens([ends.eos_token_id, ends.pad_token_id]) == ["<|im_end|>", "<|endoftext|>"]
+    pixels = GotOcr2ImageProcessorPil.from_pretrained(folder)
+    image = observation(1).front_image
+    assert image is not None
+    cut = pixels(Image.fromarray(image), return_tensors="pt")["pixel_values"]
+    ours = tile_image(image, 56, 12)
+    torch.testing.assert_close(cut, normalize_tiles(torch.from_numpy(ours)), atol=0.03, rtol=0)
+    asked = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Where to?"}]}]
+    written = Environment().from_string((folder / "chat_template.jinja").read_text())
+    assert written.render(messages=asked, add_generation_prompt=True) == (
+        "<|im_start|>user\n<IMG_CONTEXT>\nWhere to?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    assert "chat_template" not in content["tokenizer_config.json"]
+
+
+def test_processor_files_of_a_native_base_are_kept(
+    bases: dict[str, Path], profile: PromptProfile, tmp_path: Path
+) -> None:
+    base = shutil.copytree(bases["native"], tmp_path / "base")
+    kept = {"preprocessor_config.json": {"max_patches": 6}, "generation_config.json": {"eos_token_id": [1, 2]}}
+    for name, content in kept.items():
+        (base / name).write_text(json.dumps(content))
+    (base / "chat_template.jinja").write_text("own")
+    native = _written(base, tmp_path / "native", "native", profile)
+    hub = _written(base, tmp_path / "hub", "hub", profile)
+    assert {name: json.loads((native / name).read_text()) for name in kept} == kept
+    assert (native / "chat_template.jinja").read_text() == "own"
+    assert (hub / "generation_config.json").is_file()
+    assert not (hub / "preprocessor_config.json").exists()
 
 
 def test_profiles_are_written_as_they_are_read(tmp_path: Path) -> None:

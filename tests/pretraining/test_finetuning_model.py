@@ -27,8 +27,11 @@ from navsim_recogdrive.pretraining.finetuning.model import (
 )
 from navsim_recogdrive.pretraining.finetuning.run import prepare_data
 from navsim_recogdrive.pretraining.finetuning.settings import FinetuneSettings, InvalidSetting
+from navsim_recogdrive.pretraining.registry import load_mixture
 from navsim_recogdrive.vlm.adapters import LoRA
 from navsim_recogdrive.vlm.architecture import read_architecture
+from navsim_recogdrive.vlm.conversation import ConversationWriter
+from navsim_recogdrive.vlm.prompts import PromptProfile
 from navsim_recogdrive.vlm.qwen_tokenizer import load_qwen2_tokenizer
 from navsim_recogdrive.vlm.tiling import normalize_tiles
 
@@ -46,9 +49,9 @@ def batch(byte_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     folder = tmp_path_factory.mktemp("data")
     mixture = write_data(folder, trajectory_records(folder / "profile.json", 3))
     settings = FinetuneSettings(str(byte_vlm), str(mixture), folder / "out", max_tiles=2, workers=0)
-    settings.output.mkdir()
     architecture: Any = read_architecture(byte_vlm)
-    dataset = prepare_data(settings, architecture, load_qwen2_tokenizer(byte_vlm))
+    writer = ConversationWriter.of(PromptProfile.load(folder / "profile.json"), None)
+    dataset, _ = prepare_data(settings, load_mixture(mixture), architecture, load_qwen2_tokenizer(byte_vlm), writer)
     collated = Collator(PAD)([dataset[index] for index in range(len(dataset))])
     return {name: collated[name] for name in ("input_ids", "labels", "tiles")}
 
@@ -113,6 +116,27 @@ def test_gradient_checkpointing_changes_nothing(byte_vlm: Path, batch: dict[str,
     reference(**batch)["loss"].backward()
     for (name, ours), theirs in zip(model.named_parameters(), reference.parameters(), strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad, msg=name)
+
+
+def test_frozen_layers_that_gradients_flow_through_are_computed_again(byte_vlm: Path, batch: dict[str, Any]) -> None:
+    for frozen, language, vision in (((), 2, 2), (("language",), 2, 2), (("vision",), 2, 1), (("projector",), 2, 2)):
+        model = _model(byte_vlm, freeze=frozen).train()
+        calls = {"language": 0, "vision": 0}
+
+        def count(name: str, calls: dict[str, int] = calls) -> Any:
+            def hook(*inputs: Any) -> None:
+                calls[name] += 1
+
+            return hook
+
+        model.model.language_model.layers[0].mlp.register_forward_pre_hook(count("language"))
+        model.model.vision_tower.encoder.layer[0].mlp.register_forward_pre_hook(count("vision"))
+        model(**batch)["loss"].backward()
+        assert calls == {"language": language, "vision": vision}, frozen
+    frozen_model = _model(byte_vlm, freeze=("language",)).train()
+    for layer in frozen_model.model.language_model.layers:
+        assert not any(part.training for part in layer.modules() if part is not layer)  # no dropout
+    assert not any(part.training for part in frozen_model.eval().modules())
 
 
 @pytest.mark.parametrize("frozen", [("vision",), ("projector",), ("language",), ("vision", "language")])

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +28,11 @@ from navsim_recogdrive.pretraining.evaluation import EvaluationSettings, evaluat
 from navsim_recogdrive.pretraining.finetuning import trainer as trainer_module
 from navsim_recogdrive.pretraining.finetuning.__main__ import main
 from navsim_recogdrive.pretraining.finetuning.run import InvalidData, finetune
+from navsim_recogdrive.pretraining.finetuning.saving import CannotSave
 from navsim_recogdrive.pretraining.finetuning.settings import FinetuneSettings, InvalidSetting
 from navsim_recogdrive.pretraining.finetuning.trainer import last_checkpoint
 from navsim_recogdrive.vlm import VLMSettings, load_backbone
+from navsim_recogdrive.vlm.prompts import PromptProfile
 
 REPOSITORY = Path(__file__).parents[2]
 SCRIPT = REPOSITORY / "scripts" / "pretraining" / "internvl3_2b_dynamic_res_2nd_finetune_recogdrive_pretrain.sh"
@@ -249,7 +257,7 @@ def test_broken_data_is_refused_before_training(byte_vlm: Path, data: Path, tmp_
     )
     left_out = [json.loads(line) for line in (output / "left_out.jsonl").read_text().splitlines()]
     assert [entry["line"] for entry in left_out][-2:] == [7, 8]
-    with pytest.raises(InvalidData, match="no usable sample is left"):
+    with pytest.raises(InvalidData, match="all 6 records are longer than max_tokens=10"):
         finetune(_settings(byte_vlm, folder, tmp_path / "none", skip_broken=True, max_tokens=10), cpu=True)
 
 
@@ -260,8 +268,92 @@ def test_a_run_is_not_overwritten_or_mixed(byte_vlm: Path, data: Path, whole_run
         finetune(_settings(byte_vlm, data, whole_run, resume=True, learning_rate=0.5), cpu=True)
 
 
-def test_command_line_errors(byte_vlm: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_data_is_not_continued_with(byte_vlm: Path, data: Path, whole_run: Path, tmp_path: Path) -> None:
+    changed = shutil.copytree(data, tmp_path / "data")
+    lines = (changed / "qa.jsonl").read_text().splitlines(keepends=True)
+    settings = _settings(byte_vlm, data, whole_run, resume=True)
+    swapped = "".join([lines[1], lines[0], *lines[2:]])
+    for annotation, entry, message in (
+        (swapped, {}, r"other data: qa=.*'sha256': '[0-9a-f]{64}'.*\(was .*'sha256'"),
+        ("".join(lines[:-1]), {}, r"'usable_records': 17.*was .*'usable_records': 18"),
+        ("".join(lines), {"repeat_time": 2}, r"'repeat_time': 2.*was .*'repeat_time': 1"),
+    ):
+        (changed / "qa.jsonl").write_text(annotation)
+        mixture = {"qa": {"root": str(changed), "annotation": str(changed / "qa.jsonl"), **entry}}
+        with _other_mixture(data / "mixture.json", json.dumps(mixture)), pytest.raises(InvalidSetting, match=message):
+            finetune(settings, cpu=True)
+
+
+@contextmanager
+def _other_mixture(path: Path, text: str) -> Iterator[None]:
+    """Another content for a mixture file, as the settings name it."""
+    before = path.read_text()
+    path.write_text(text)
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+def test_the_base_model_is_not_written_over(byte_vlm: Path, data: Path, tmp_path: Path) -> None:
+    base = shutil.copytree(byte_vlm, tmp_path / "base")
+    (tmp_path / "link").symlink_to(base)
+    nested = shutil.copytree(byte_vlm, tmp_path / "run" / "checkpoint-3")
+    other = shutil.copytree(byte_vlm, tmp_path / "other")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()}
+    for model, output, message in (
+        (base, base, "is the folder of the base model"),
+        (base, tmp_path / "link", "is the folder of the base model"),
+        (nested, tmp_path / "run", "is a checkpoint of output=.* which the run would replace or delete"),
+        (base, other, r"holds a model that no fine-tuning run wrote \(finetuning.json is missing\)"),
+    ):
+        with pytest.raises(InvalidSetting, match=message):
+            finetune(_settings(model, data, output, resume=True), cpu=True)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*") if path.is_file()} == before
+
+
+def test_the_datas_profile_is_saved_and_checked(byte_vlm: Path, data: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(data, tmp_path / "data")
+    write_data(folder, trajectory_records(folder / "profile.json", 4), prompt_profile="profile.json")
+    settings = _settings(byte_vlm, folder, tmp_path / "run", prompt_profile="auto", max_steps=1)
+    output = finetune(settings, cpu=True)
+    assert PromptProfile.load(output / "prompt_profile.json") == PromptProfile.load(folder / "profile.json")
+    other = tmp_path / "other.json"
+    other.write_text(replace(PromptProfile.load(folder / "profile.json"), before_command=" go ").to_json())
+    with pytest.raises(InvalidData, match=r"qa: .*qa.jsonl line 1 asks for a trajectory in other words"):
+        finetune(_settings(byte_vlm, folder, tmp_path / "no", prompt_profile=str(other)), cpu=True)
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_full_disk_stops_with_a_clear_error(byte_vlm: Path, data: Path, tmp_path: Path) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    weights = (byte_vlm / "model.safetensors").stat().st_size
+    # Weights of 4 bytes fit, the optimiser's state of twice as much does not.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * weights, hard))
+    try:
+        with pytest.raises(CannotSave, match=r"checkpoint-3 cannot be saved, the disk or a quota is full"):
+            finetune(_settings(byte_vlm, data, tmp_path / "run"), cpu=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert last_checkpoint(tmp_path / "run") is None
+
+
+def test_command_line_errors(
+    byte_vlm: Path,
+    data: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     profile = ["--prompt-profile", str(data / "profile.json")]
+    (tmp_path / "empty").mkdir()
+    empty = write_data(tmp_path / "empty", [])
+    zero = REPOSITORY / "scripts" / "pretraining" / "zero3.json"
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in ("deepspeed", "flash_attn") else found(name)
+    )
     common = ["--mixture", str(data / "mixture.json"), "--output", str(tmp_path / "run"), "--cpu"]
     for arguments, message in (
         (["--model", str(tmp_path / "nowhere"), *common], "no VLM checkpoint"),
@@ -270,6 +362,12 @@ def test_command_line_errors(byte_vlm: Path, data: Path, tmp_path: Path, capsys:
         (["--model", str(byte_vlm), *common, "--warmup-ratio", "2"], "warmup_ratio must lie in"),
         (["--model", str(byte_vlm), *common], "token ids stand for other text in this tokenizer's vocabulary"),
         (["--model", str(byte_vlm), *common, *profile, "--mixture", "no.json"], "no mixture 'no.json'"),
+        (["--model", str(byte_vlm), *common, "--report-to", "paper"], "report_to must be none, all or one of"),
+        (["--model", str(byte_vlm), *common, "--deepspeed", "no.json"], "deepspeed=no.json is not a file"),
+        (["--model", str(byte_vlm), *common, "--deepspeed", str(data / "qa.jsonl")], "is not valid JSON"),
+        (["--model", str(byte_vlm), *common, "--deepspeed", str(zero)], "DeepSpeed is not installed"),
+        (["--model", str(byte_vlm), *common, "--attention", "flash_attention_2"], "the package flash-attn"),
+        (["--model", str(byte_vlm), *common, *profile, "--mixture", str(empty)], "qa.jsonl is empty"),
     ):
         with pytest.raises(SystemExit) as stopped:
             main(arguments)

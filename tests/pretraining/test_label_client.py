@@ -213,7 +213,7 @@ def test_the_probe_fails_at_once_where_no_server_is() -> None:
     server = ChatServer(lambda body: Answer("x")).start()
     server.stop()
     begun = time.monotonic()
-    with pytest.raises(ServerUnavailable, match=rf"{server.url} does not answer \(no connection: .*--base-url"):
+    with pytest.raises(ServerUnavailable, match=rf"{server.address} does not answer \(no connection: .*--base-url"):
         _run(server, lambda client: client.probe("tiny", PROBE), patience_s=60.0)
     assert time.monotonic() - begun < 5.0
 
@@ -256,7 +256,14 @@ def test_a_short_key_is_a_word_that_answers_may_hold() -> None:
     [
         ({"base_url": "127.0.0.1:8000"}, "the base URL must be like http"),
         ({"base_url": "ftp://host/v1"}, "the base URL must be like http"),
-        ({"base_url": "http://me:hunter22@host/v1"}, "holds a user name or password"),
+        ({"base_url": "http://host:eighty/v1"}, "the base URL must be like http"),
+        ({"base_url": "http:///v1"}, "the base URL must be like http"),
+        (
+            {"base_url": "http://me:hunter22@host/v1"},
+            "holds a user name, a password or a query: give the key in OPENAI",
+        ),
+        ({"base_url": "me:hunter22@host/v1"}, "holds a user name, a password or a query"),
+        ({"base_url": "https://host/v1?api-key=hunter22"}, "holds a user name, a password or a query"),
         ({"base_url": "http://host/v1", "key": "two words"}, "holds spaces"),
         ({"base_url": "http://host/v1", "key": "schlüssel"}, "outside ASCII"),
         ({"base_url": "http://host/v1", "timeout_s": 0}, "timeout_s must be positive, found 0"),

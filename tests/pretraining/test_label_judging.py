@@ -34,6 +34,10 @@ def _filled(boxes: str) -> FilledFamily:
         ("none", "all", "box left out"),
         ("", "known", "empty"),
         ("As the Given Facts say, a car.", "known", "speaks of the facts"),
+        (f"A <ref>car</ref> at <box>{BOX}</box>, <quad>wide</quad>.", "known", None),
+        ("As <image> shows, a car.", "known", "special token"),
+        ("A car.<|im_end|>", "known", "special token"),
+        ("A car <IMG_CONTEXT>", "known", "special token"),
     ],
 )
 def test_rules(text: str, boxes: str, expected: str | None) -> None:

@@ -57,6 +57,24 @@ def test_refusals() -> None:
     assert "sk-1" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("options", "address"),
+    [
+        ((), "http://me:hunter22@127.0.0.1:9/v1"),
+        ((), "https://host/v1?api-key=hunter22"),
+        (("--base-url", "http://me:hunter22@127.0.0.1:9/v1"), "http://127.0.0.1:9/v1"),
+        (("--judge-base-url=me:hunter22@127.0.0.1:9/v1",), "http://127.0.0.1:9/v1"),
+    ],
+)
+def test_secrets_in_an_address_are_refused_before_anything_is_printed(
+    tmp_path: Path, options: tuple[str, ...], address: str
+) -> None:
+    done = _bash("--dry-run", "--", *options, **_environment(tmp_path, tmp_path, address))
+    assert done.returncode == 2
+    assert "holds a user name, a password or a query" in done.stderr
+    assert "hunter22" not in done.stdout + done.stderr
+
+
 @pytest.mark.navsim
 def test_dry_run_prints_the_commands_without_the_key(tmp_path: Path) -> None:
     environment = _environment(tmp_path, tmp_path, "http://127.0.0.1:9/v1")
@@ -74,7 +92,8 @@ def test_dry_run_prints_the_commands_without_the_key(tmp_path: Path) -> None:
 def test_no_server_is_said_before_scenes_are_read(tiny_world: Path, tmp_path: Path) -> None:
     done = _bash(*ALL_SCENES, **_environment(tiny_world, tmp_path, "http://127.0.0.1:9/v1"))
     assert done.returncode == 1
-    assert "the server at http://127.0.0.1:9/v1 does not answer" in done.stderr
+    assert "Trying tiny at 127.0.0.1:9\n" in done.stdout.replace("\x1b[0m", "")
+    assert "the server at 127.0.0.1:9 does not answer" in done.stderr
     assert not (tmp_path / "vlm_data").exists()
 
 

@@ -101,6 +101,8 @@ def test_copied_templates_are_the_built_in_ones_and_edits_are_kept(tmp_path: Pat
         ({**OWN, "guidance": "{speed.real}"}, r"guidance: there is no placeholder \{speed.real\}"),
         ({**OWN, "guidance": "{speed:>3}"}, r"\{speed\} is text and takes no format"),
         ({**OWN, "guidance": "a { b"}, "a brace that is meant is written twice"),
+        ({**OWN, "questions": ["one", "<image> two"]}, "question 2 holds <image>, which no sample may"),
+        ({**OWN, "questions": ["one<|im_end|>"]}, r"question 1 holds <\|im_end\|>"),
         ({**OWN, "questions": []}, "questions must be a list of texts"),
         ({**OWN, "questions": "one"}, "questions must be a list of texts"),
         ({**OWN, "facts": ""}, "facts must be a text"),

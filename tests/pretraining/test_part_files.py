@@ -44,6 +44,13 @@ def test_a_part_counts_once_its_report_is_there(parts) -> None:
     assert not parts.output.exists()
 
 
+def test_half_written_files_of_a_killed_run_are_removed(parts) -> None:
+    parts.start(SETTINGS)
+    (parts.folder / "merged.jsonl.1f.partial").write_text("half")
+    parts.start(SETTINGS)
+    assert [path.name for path in parts.folder.iterdir()] == ["settings.json"]
+
+
 def test_samples_that_are_no_json_leave_nothing_behind(parts) -> None:
     parts.start(SETTINGS)
     with pytest.raises(ValueError, match="not JSON compliant"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from copying_vlm import answer_text, write_copying_vlm
 from PIL import Image
 from qa_data import front_image, talk
@@ -115,10 +118,50 @@ def test_unreadable_images_are_counted(asked: EvaluationSettings, caplog: pytest
     assert "line 2 (scene 1)" in caplog.text
 
 
-def test_questions_in_another_profile_are_refused(asked: EvaluationSettings, copier: tuple[Path, Path]) -> None:
-    other = EvaluationSettings(**{**vars(asked), "prompt_profile": str(copier[1])})
-    with pytest.raises(InvalidEvaluation, match=r"line 1 does not fit the VLM's prompts.*--prompt-profile"):
-        evaluate(other)
+@pytest.mark.parametrize("changed", ["before_image", "after_command"])  # before and behind the image
+def test_questions_in_another_profile_are_refused(asked: EvaluationSettings, changed: str) -> None:
+    content = json.loads(Path(asked.prompt_profile).read_text())
+    content[changed] = content[changed].replace("<|im_end|>", " Hurry.<|im_end|>", 1)
+    other = asked.annotation.with_name("other.json")
+    other.write_text(json.dumps(content))
+    with pytest.raises(InvalidEvaluation, match=r"(?s)line 1 does not fit the VLM's prompts.*--prompt-profile"):
+        evaluate(replace(asked, prompt_profile=str(other)))
+    assert not asked.output.exists()
+
+
+def test_a_wrong_root_is_refused_before_the_vlm_is_loaded(
+    asked: EvaluationSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "_ask", None)
+        with pytest.raises(InvalidEvaluation, match=r"no image of 5 question\(s\) is below .*0\.png: set --root"):
+            evaluate(replace(asked, root=asked.root / "nowhere"))
+    for path in asked.root.glob("*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(InvalidEvaluation, match=r"no image of 5 question\(s\) below .* can be read"):
+        evaluate(asked)
+
+
+@pytest.mark.parametrize(
+    ("number", "damage"), [(1, b"{}"), (2, b'{"line": 1}'), (3, b"{broken"), (3, b'{"line": 2, "answer": 1}')]
+)
+def test_damaged_answers_are_refused(asked: EvaluationSettings, number: int, damage: bytes) -> None:
+    evaluate(asked)
+    path = asked.output / "answers.jsonl"
+    lines = path.read_bytes().splitlines()
+    lines[number - 1] = damage
+    path.write_bytes(b"\n".join(lines) + b"\n")
+    with pytest.raises(InvalidEvaluation, match=f"answers.jsonl line {number} is damaged .*: delete the line"):
+        evaluate(asked)
+
+
+def test_devices_and_kernels_that_are_not_there(asked: EvaluationSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(InvalidEvaluation, match=r"^--device=cuda but this process sees 0 CUDA device"):
+        evaluate(replace(asked, device="cuda"))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InvalidEvaluation, match="needs the package flash-attn"):
+        evaluate(replace(asked, attention="flash_attention_2"))
 
 
 def test_answers_must_fit(asked: EvaluationSettings) -> None:

@@ -52,7 +52,7 @@ def _parser() -> argparse.ArgumentParser:
     add("global_batch_size", "samples of a step, over all processes", type=int)
     add("device_batch_size", "samples that one process computes at once", type=int)
     add("max_tokens", "longest sample; longer ones are left out and listed", type=int)
-    add("max_tiles", "most tiles of a sample's images, thumbnails not counted", type=int)
+    add("max_tiles", "most tiles of an image, or of several together but for the planner's own questions", type=int)
     add("drop_path", "stochastic depth of the vision tower's last layer", type=float)
     add("gradient_checkpointing", "compute inner values again when needed", action=argparse.BooleanOptionalAction)
     add("length_grouping", "batches of samples of about one length", action=argparse.BooleanOptionalAction)
@@ -63,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="for records without a system turn (default: InternVL's own; empty: no system block)",
     )
-    add("prompt_profile", "saved with the weights: name, path, or auto: the base model's")
+    add("prompt_profile", "saved with the weights: name, path, or auto: the mixture's")
     add("layout", "of saved weights: transformers' own, or InternVLChat", choices=LAYOUTS)
     add("seed", "of order, augmentation, stochastic depth and adapters", type=int)
     add("workers", "processes per training process that load data", type=int)

@@ -18,8 +18,9 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from navsim_recogdrive.pretraining.template_tokens import reserved_token
 from navsim_recogdrive.vlm.architecture import ImageTokens
-from navsim_recogdrive.vlm.conversation import IMAGE_MARK, TURN_END, TURN_START
+from navsim_recogdrive.vlm.conversation import IMAGE_MARK, TURN_END, TURN_START, ConversationWriter
 from navsim_recogdrive.vlm.prompts import Tokenizer, added_token_id
 
 IGNORED = -100
@@ -72,6 +73,18 @@ class Record:
     def answer(self) -> str:
         """The last answer."""
         return self.turns[-1].text
+
+    @property
+    def system(self) -> str | None:
+        """The system message, ``None`` without a system turn."""
+        return self.turns[0].text if self.turns[0].role == "system" else None
+
+    def mismatch(self, writer: ConversationWriter) -> str | None:
+        """What keeps this from being one question in the words of a prompt profile, ``None`` if it is one."""
+        questions = [turn.text for turn in self.turns if turn.role == "user"]
+        if len(questions) != 1:
+            return f"it must be one question, found {len(questions)}"
+        return writer.mismatch(self.system, questions[0])
 
 
 def read_record(line: str | bytes | Mapping[str, Any]) -> Record:
@@ -151,6 +164,17 @@ def _turns(conversations: object) -> list[Turn]:
     return turns
 
 
+def check_texts(record: Record) -> None:
+    """Make sure that no text spells out a special token, as :class:`ChatEncoder` does.
+
+    Raises:
+        InvalidRecord: for one that does.
+    """
+    for turn in record.turns:
+        if (token := reserved_token(turn.text)) is not None:
+            raise InvalidRecord(f"the {turn.role}'s text spells out {token}, a token of the chat template")
+
+
 @dataclass(frozen=True)
 class EncodedConversation:
     """A conversation as the model reads it.
@@ -181,7 +205,6 @@ class ChatEncoder:
             added_token_id(tokenizer, token) for token in (image_tokens.start, image_tokens.context, image_tokens.end)
         )
         self._turn_end = added_token_id(tokenizer, TURN_END)
-        self._reserved = (image_tokens.start, image_tokens.context, image_tokens.end, TURN_START, TURN_END)
 
     def encode(self, record: Record, image_rows: Sequence[int]) -> EncodedConversation:
         """The whole conversation.
@@ -212,9 +235,7 @@ class ChatEncoder:
 
     def _segments(self, record: Record) -> Iterator[tuple[str, bool]]:
         """(text, whether it is an answer) by turns; answers without their end token."""
-        for turn in record.turns:
-            if found := [token for token in self._reserved if token in turn.text]:
-                raise InvalidRecord(f"the {turn.role}'s text spells out {found[0]}, a token of the chat template")
+        check_texts(record)
         turns = record.turns
         if turns[0].role != "system" and self.system_message:
             turns = (Turn("system", self.system_message), *turns)

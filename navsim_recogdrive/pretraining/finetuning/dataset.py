@@ -52,6 +52,7 @@ class ConversationDataset(Dataset[Sample | Skipped]):
 
     Attributes:
         lengths: ``[N]`` tokens of each sample.
+        planner: number of samples that are questions of the planner.
         too_long: for each data set the (line, tokens) of what was left out.
     """
 
@@ -81,6 +82,7 @@ class ConversationDataset(Dataset[Sample | Skipped]):
             chosen.append(np.stack([np.full(len(rows), number), rows]))
         self._rows = np.concatenate(chosen, axis=1)
         self.lengths = np.concatenate([index.tokens[rows[1]] for index, rows in zip(indexes, chosen, strict=True)])
+        self.planner = sum(int(index.planner[rows[1]].sum()) for index, rows in zip(indexes, chosen, strict=True))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -100,11 +102,12 @@ class ConversationDataset(Dataset[Sample | Skipped]):
         record = read_record(line)
         budget = self._reader.budget
         side = budget.architecture.tile_size
+        shared_by = self._reader.shared_by(record)
         tiles = [np.empty((0, side, side, 3), dtype=np.uint8)]
         rng = np.random.default_rng((self._seed, position))
         for path in record.images:
             quality = int(rng.choice(JPEG_QUALITIES)) if source.data_augment else None
-            tiles.append(budget.cut(read_image(source.root / path, quality), len(record.images)))
+            tiles.append(budget.cut(read_image(source.root / path, quality), shared_by))
         per_tile = budget.architecture.rows_per_tile(side, side)
         conversation = self._reader.encoder.encode(record, [len(one) * per_tile for one in tiles[1:]])
         if len(conversation.token_ids) > self._max_tokens:

@@ -29,28 +29,32 @@ class TileBudget:
 
     Attributes:
         architecture: of the model.
-        max_tiles: most tiles of a sample with one image, its thumbnail not counted; several images share them evenly,
-            at least one each.
+        max_tiles: most tiles of one image, its thumbnail not counted. Where images share it, they do so evenly, at
+            least one tile each, as InternVL has it.
     """
 
     architecture: InternVLArchitecture
     max_tiles: int
 
-    def of_image(self, images: int) -> int:
-        """Most tiles of each of ``images`` images."""
-        return max(1, self.max_tiles // max(1, images))
+    def rows(self, sizes: Sequence[tuple[int, int]], shared_by: int) -> list[int]:
+        """Rows in the language model of each image, from its (width, height) in pixels.
 
-    def rows(self, sizes: Sequence[tuple[int, int]]) -> list[int]:
-        """Rows in the language model of each image, from its (width, height) in pixels."""
+        Args:
+            sizes: of all images of a sample.
+            shared_by: images that share ``max_tiles``; 1: each has it for itself.
+        """
         found = []
         for width, height in sizes:
-            tiles, *shape = self.architecture.tile_shape(width, height, self.of_image(len(sizes)))
+            tiles, *shape = self.architecture.tile_shape(width, height, self._of_image(shared_by))
             found.append(tiles * self.architecture.rows_per_tile(*shape))
         return found
 
-    def cut(self, image: NDArray[np.uint8], images: int) -> NDArray[np.uint8]:
-        """``[H, W, 3]`` uint8 RGB, one of ``images`` of a sample, into tiles ``[T, tile, tile, 3]``."""
-        return tile_image(image, self.architecture.tile_size, self.of_image(images), self.architecture.thumbnail)
+    def cut(self, image: NDArray[np.uint8], shared_by: int) -> NDArray[np.uint8]:
+        """``[H, W, 3]`` uint8 RGB into tiles ``[T, tile, tile, 3]``; ``shared_by`` as for :meth:`rows`."""
+        return tile_image(image, self.architecture.tile_size, self._of_image(shared_by), self.architecture.thumbnail)
+
+    def _of_image(self, shared_by: int) -> int:
+        return max(1, self.max_tiles // max(1, shared_by))
 
 
 def header_size(path: Path) -> tuple[int, int]:

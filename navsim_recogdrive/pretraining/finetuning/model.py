@@ -31,9 +31,11 @@ class TrainedInternVL(InternVLForConditionalGeneration):
 
     Attributes:
         frozen: modules that stay in evaluation mode.
+        checkpointed: layers of frozen modules that gradients flow through.
     """
 
     frozen: tuple[nn.Module, ...] = ()
+    checkpointed: tuple[nn.Module, ...] = ()
 
     def forward(
         self,
@@ -76,6 +78,10 @@ class TrainedInternVL(InternVLForConditionalGeneration):
         super().train(mode)
         for part in self.frozen:
             part.eval()
+        for layer in self.checkpointed:
+            # transformers computes again in training mode only. The flag is the layer's own: what is in it, dropout
+            # among it, stays in evaluation mode.
+            layer.training = mode
         return self
 
     def _image_rows(self, tiles: Tensor) -> Tensor:
@@ -130,6 +136,8 @@ def build_trained_model(
         # transformers renames it
         enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+        if "language" in settings.freeze:  # what is trained lies before it
+            model.checkpointed = tuple(model.model.language_model.layers)
     return model
 
 

@@ -58,14 +58,16 @@ class FinetuneSettings:
         global_batch_size: samples of a step, over all processes.
         device_batch_size: samples that one process computes at once.
         max_tokens: longest sample.
-        max_tiles: most tiles of a sample's images, thumbnails not counted.
+        max_tiles: most tiles of an image, its thumbnail not counted; several images of a sample share them, but in
+            questions of the planner each has them for itself.
         drop_path: stochastic depth of the vision tower's last layer, rising linearly from 0.
         gradient_checkpointing: compute inner values again in the backward pass in place of keeping them.
         length_grouping: batches of samples of about one length.
         precision: ``bfloat16`` (mixed; weights are kept in float32) or ``float32``.
         attention: ``sdpa``, ``flash_attention_2`` or ``eager``.
         system_message: for records without a system turn.
-        prompt_profile: saved with the weights: name, path, or ``auto``: the base model's own.
+        prompt_profile: of the planner's questions, saved with the weights: name, path, or ``auto``: the one that the
+            mixture names; where it names none, the base model's own.
         layout: of :data:`LAYOUTS`.
         seed: of the order, augmentation, stochastic depth and adapters.
         workers: processes that load data, per training process; they read the mixture at the start too.

@@ -20,7 +20,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from navsim_recogdrive.pretraining.finetuning.dataset import Collator, ConversationDataset, Skipped
 from navsim_recogdrive.pretraining.finetuning.model import TrainedInternVL, adapter_weights, merged_weights
 from navsim_recogdrive.pretraining.finetuning.sampling import LengthGroupedBatches
-from navsim_recogdrive.pretraining.finetuning.saving import CheckpointWriter
+from navsim_recogdrive.pretraining.finetuning.saving import CheckpointWriter, says_what_was_not_saved
 from navsim_recogdrive.pretraining.finetuning.settings import FinetuneSettings, InvalidSetting
 from navsim_recogdrive.vlm.checkpoint_files import VLMCheckpointError, stored_tensors
 from navsim_recogdrive.vlm.internvl import native_names
@@ -158,6 +158,12 @@ class FinetuneTrainer(Trainer):
                 logs["skipped"] = int(skipped)
             self._tokens, self._logged_at = 0, now
         super().log(logs, *args, **kwargs)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """A whole checkpoint and what continuing needs; CannotSave if the disk is full."""
+        folder = Path(str(self.args.output_dir)) / f"checkpoint-{self.state.global_step}"
+        with says_what_was_not_saved(folder):
+            super()._save_checkpoint(model, trial)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         """A whole checkpoint, from the process that saves."""

@@ -9,6 +9,8 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from pathlib import Path
 
 from tqdm import tqdm
@@ -17,6 +19,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from navsim_recogdrive.cache.writing import write_whole
 from navsim_recogdrive.pretraining.labelling import options as settings_of
 from navsim_recogdrive.pretraining.labelling.answer_log import AnswerLog
+from navsim_recogdrive.pretraining.labelling.asked_scenes import asked_scenes
 from navsim_recogdrive.pretraining.labelling.endpoint import LabellingError
 from navsim_recogdrive.pretraining.labelling.export import write_samples
 from navsim_recogdrive.pretraining.labelling.labeller import Labeller
@@ -26,12 +29,11 @@ from navsim_recogdrive.pretraining.labelling.pipeline import (
     check_servers,
     jobs,
     label_scenes,
-    read_scenes,
 )
 from navsim_recogdrive.pretraining.labelling.report import Price, Tally, usage_text
 from navsim_recogdrive.pretraining.labelling.templates import TemplateError, copy_built_in
 from navsim_recogdrive.pretraining.labelling.wording import PLACEHOLDERS
-from navsim_recogdrive.pretraining.registry import Entry, write_mixture
+from navsim_recogdrive.pretraining.registry import navsim_entry, write_mixture
 
 _SHOWN_SCENES = 1
 
@@ -51,6 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (LabellingError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, TemplateError) else 1
+    except BrokenProcessPool:
+        print("error: a process was killed (out of memory?); run this again with fewer --workers", file=sys.stderr)
+        return 1
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -69,7 +74,8 @@ def run(options: argparse.Namespace, labeller: Labeller) -> int:
     scenes = _count_scenes(options)
     questions = None if scenes is None else scenes * len(labeller.templates.families)
     done, begun = Run(), time.monotonic()
-    with AnswerLog(_log_path(options.output), writing=True) as log:
+    asked = asked_scenes(options.scenes, labeller, options.limit_scenes, options.workers)
+    with AnswerLog(_log_path(options.output), writing=True) as log, closing(asked):
         if log.torn:
             print(f"{log.path}: a torn last line of {log.torn} bytes was removed", file=sys.stderr)
         try:
@@ -80,7 +86,7 @@ def run(options: argparse.Namespace, labeller: Labeller) -> int:
                 asyncio.run(
                     label_scenes(
                         labeller,
-                        read_scenes(options.scenes, options.limit_scenes),
+                        asked,
                         servers,
                         log,
                         root,
@@ -99,21 +105,15 @@ def export(options: argparse.Namespace, labeller: Labeller) -> int:
     """Write the samples that passed, their entry for a mixture, and the statistics."""
     settings, output, root = labeller.settings, options.output, _data_root(options)
     tally = Tally()
-    with AnswerLog(_log_path(output), writing=False) as log:
-        scenes = iter(
-            tqdm(
-                read_scenes(options.scenes, options.limit_scenes),
-                total=_count_scenes(options),
-                unit="scene",
-                desc="Exporting",
-                mininterval=1.0,
-            )
-        )
+    asked = asked_scenes(options.scenes, labeller, options.limit_scenes, options.workers)
+    with AnswerLog(_log_path(output), writing=False) as log, closing(asked):
+        total = _count_scenes(options)
+        scenes = iter(tqdm(asked, total=total, unit="scene", desc="Exporting", mininterval=1.0))
         count = write_samples(output, answered(labeller, scenes, log, tally))
     summary = {"samples": count, "threshold": settings.threshold, **tally.to_dict()}
     write_whole(output.with_name(output.name + ".summary.json"), (json.dumps(summary, indent=1) + "\n").encode())
     note = f"answers of {settings.model}, judged by {settings.judge_model}, score {settings.threshold:g} or more"
-    entry = Entry(str(root.resolve()), str(output.resolve()), length=count, note=note)
+    entry = navsim_entry("navsim_recogdrive", root, output, count, note=note)
     write_mixture(output.with_suffix(".mixture.json"), {output.stem: entry})
     print(tally.text())
     print(f"{count} samples in {output}")
@@ -126,7 +126,7 @@ def check(options: argparse.Namespace, labeller: Labeller) -> int:
     """Try the servers."""
     servers, settings = settings_of.servers(options), labeller.settings
     asyncio.run(check_servers(servers, settings))
-    asked = {(servers.main.base_url, settings.model), (servers.judge.base_url, settings.judge_model)}
+    asked = {(servers.main.address, settings.model), (servers.judge.address, settings.judge_model)}
     for address, model in sorted(asked):
         print(f"{address} answers as {model}")
     return 0
@@ -134,7 +134,7 @@ def check(options: argparse.Namespace, labeller: Labeller) -> int:
 
 def show(options: argparse.Namespace, labeller: Labeller) -> int:
     """Print the first request of each question about the first scenes."""
-    scenes = read_scenes(options.scenes, options.limit_scenes or _SHOWN_SCENES)
+    scenes = asked_scenes(options.scenes, labeller, options.limit_scenes or _SHOWN_SCENES)
     for scene, filled in jobs(labeller, scenes, Tally()):
         request = labeller.generation(scene, filled)
         print(f"=== {request.scene} {request.family}, image {request.image}\n[system]\n{request.system}")

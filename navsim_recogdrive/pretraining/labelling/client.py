@@ -74,7 +74,7 @@ class ChatClient:
             ServerUnavailable: if it does not answer, or only with a failure of its own.
             ServerRefuses: if it refuses; the error names the models that it says it has.
         """
-        address = self.endpoint.base_url
+        address = self.endpoint.address
         try:
             await self._request(model, messages, max_tokens=_PROBE_TOKENS, temperature=0.0)
         except Transient as error:
@@ -125,7 +125,7 @@ class ChatClient:
         self._server.answered_at = time.monotonic()
         if self._server.down:
             self._server.down = False
-            _LOG.warning("server %s: answers again", self.endpoint.base_url)
+            _LOG.warning("server %s: answers again", self.endpoint.address)
         return reply
 
     async def _heartbeat(self) -> bool:

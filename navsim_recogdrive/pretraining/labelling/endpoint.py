@@ -46,7 +46,7 @@ class Endpoint:
         patience_s: for how long a server that answers nothing is waited for.
 
     Raises:
-        ValueError: for an address that is none or holds credentials, or a key that no header can hold.
+        ValueError: for an address that is none or holds credentials or a query, or a key that no header can hold.
     """
 
     base_url: str
@@ -56,17 +56,29 @@ class Endpoint:
     patience_s: float = 600.0
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.username or parts.password:
-            # The message must not repeat them.
-            raise ValueError("the base URL holds a user name or password: give a key in its place")
-        if parts.scheme not in ("http", "https") or not parts.netloc:
+        # The messages must not repeat an address that holds a secret.
+        if any(mark in self.base_url for mark in "@?#"):
+            raise ValueError(
+                "the base URL holds a user name, a password or a query: give the key in OPENAI_API_KEY (JUDGE_API_KEY) "
+                "in their place"
+            )
+        try:
+            parts = urlsplit(self.base_url)
+            known = parts.scheme in ("http", "https") and parts.hostname is not None and parts.port != 0
+        except ValueError:  # of a port or an IPv6 address
+            known = False
+        if not known:
             raise ValueError(f"the base URL must be like http://127.0.0.1:8000/v1, found {self.base_url!r}")
         if not self.key or not self.key.isascii() or not self.key.isprintable() or " " in self.key:
             raise ValueError("the key is empty, or holds spaces or characters outside ASCII: was it copied whole?")
         for name in ("timeout_s", "attempts", "patience_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, found {getattr(self, name)}")
+
+    @property
+    def address(self) -> str:
+        """Host and port, to be shown: more of the URL may be nobody else's business."""
+        return urlsplit(self.base_url).netloc
 
     def scrub(self, text: str) -> str:
         """The text without the key, should a server repeat it."""

@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from navsim_recogdrive.pretraining.labelling.endpoint import Reply
 from navsim_recogdrive.pretraining.labelling.templates import FilledFamily
 from navsim_recogdrive.pretraining.labelling.wording import boxes_in
+from navsim_recogdrive.pretraining.template_tokens import reserved_token
+from navsim_recogdrive.vlm.conversation import IMAGE_MARK
 
 HIGHEST_SCORE = 10.0
 
@@ -30,6 +32,8 @@ def fault(reply: Reply, filled: FilledFamily, forbidden: Sequence[str]) -> str |
         return "cut off"
     if not reply.text:
         return "empty"
+    if IMAGE_MARK in reply.text or reserved_token(reply.text) is not None:
+        return "special token"
     lowered = reply.text.lower()
     if any(word in lowered for word in forbidden):
         return "speaks of the facts"

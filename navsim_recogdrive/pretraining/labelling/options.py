@@ -36,6 +36,13 @@ def parser() -> argparse.ArgumentParser:
     for command in (run, export):
         command.add_argument("--output", type=Path, required=True, metavar="OUTPUT", help="the samples, JSONL")
         command.add_argument("--threshold", type=float, default=7.0, help="lowest score 0..10 that passes [7]")
+        command.add_argument(
+            "--workers",
+            type=_count,
+            default=os.cpu_count() or 1,
+            metavar="N",
+            help="processes that work out what is known of the scenes [all cores]",
+        )
     for command in (show, check):
         command.set_defaults(threshold=7.0)
     for command in (run, check):

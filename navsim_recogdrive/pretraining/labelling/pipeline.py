@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from navsim_recogdrive.pretraining.labelling.answer_log import AnswerLog, Usage
+from navsim_recogdrive.pretraining.labelling.asked_scenes import AskedScene
 from navsim_recogdrive.pretraining.labelling.endpoint import Endpoint, LabellingError, Reply
 from navsim_recogdrive.pretraining.labelling.images import DataUrls, grey_square
 from navsim_recogdrive.pretraining.labelling.labeller import Labeller, NotAnswered, Outcome, Settings
 from navsim_recogdrive.pretraining.labelling.report import Tally
 from navsim_recogdrive.pretraining.labelling.request import Request
 from navsim_recogdrive.pretraining.labelling.templates import FilledFamily
-from navsim_recogdrive.pretraining.records import InvalidRecord, SceneRecord
+from navsim_recogdrive.pretraining.records import SceneRecord
 
 if TYPE_CHECKING:
     from navsim_recogdrive.pretraining.labelling.client import ChatClient
 
 HOPELESS = 20
 """If so many questions fail before one is answered, the settings are wrong, not the questions."""
-
-
-class SceneFileError(LabellingError):
-    """The file of scenes cannot be read, or a line of it is no scene."""
 
 
 @dataclass(frozen=True)
@@ -57,38 +53,11 @@ class Run:
     found: int = 0
 
 
-def read_scenes(path: Path, limit: int | None = None) -> Iterator[SceneRecord]:
-    """The scenes of a JSONL file of records, one at a time.
-
-    Args:
-        path: as ``navsim_recogdrive.agents.qa_dataset --kind records`` writes it.
-        limit: only the first so many.
-
-    Raises:
-        SceneFileError: if there is no such file, or a line is no record; the error gives its number.
-    """
-    try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file):
-                if limit is not None and number >= limit:
-                    return
-                try:
-                    content = json.loads(line)
-                    if not isinstance(content, dict):
-                        raise InvalidRecord("it must be a JSON object")
-                    scene = SceneRecord.from_dict(content)
-                except ValueError as error:  # InvalidRecord is one
-                    raise SceneFileError(f"{path}, line {number + 1} is no scene record: {error}") from None
-                yield scene
-    except OSError as error:
-        raise SceneFileError(f"cannot read the scenes in {path}: {error.strerror}") from None
-
-
-def jobs(labeller: Labeller, scenes: Iterator[SceneRecord], tally: Tally) -> Iterator[tuple[SceneRecord, FilledFamily]]:
+def jobs(labeller: Labeller, scenes: Iterator[AskedScene], tally: Tally) -> Iterator[tuple[SceneRecord, FilledFamily]]:
     """All questions about all scenes, in order; counts scenes, and families that do not apply, in ``tally``."""
-    for scene in scenes:
+    for scene, questions in scenes:
         tally.scenes += 1
-        for name, filled in zip(labeller.templates.families, labeller.questions(scene), strict=True):
+        for name, filled in zip(labeller.templates.families, questions, strict=True):
             if filled is None:
                 tally.skip(name)
             else:
@@ -97,7 +66,7 @@ def jobs(labeller: Labeller, scenes: Iterator[SceneRecord], tally: Tally) -> Ite
 
 async def label_scenes(
     labeller: Labeller,
-    scenes: Iterator[SceneRecord],
+    scenes: Iterator[AskedScene],
     servers: Servers,
     log: AnswerLog,
     data_root: Path,
@@ -111,7 +80,7 @@ async def label_scenes(
 
     Args:
         labeller: what is asked.
-        scenes: about which; read as they are needed.
+        scenes: about which, with their questions; taken as they are needed.
         servers: whom.
         log: where answers go, and where those of earlier runs are found.
         data_root: what paths of images are relative to.
@@ -183,7 +152,7 @@ async def check_servers(servers: Servers, settings: Settings) -> None:
         await _probe(main, judge, settings)
 
 
-def answered(labeller: Labeller, scenes: Iterator[SceneRecord], log: AnswerLog, tally: Tally) -> Iterator[Outcome]:
+def answered(labeller: Labeller, scenes: Iterator[AskedScene], log: AnswerLog, tally: Tally) -> Iterator[Outcome]:
     """What the log says about all questions about all scenes, in order, asking nobody; counted in ``tally``."""
 
     async def look_up(request: Request) -> Reply:

@@ -79,7 +79,7 @@ class Retries:
     async def after(self, state: tenacity.RetryCallState) -> None:
         """Judge a failed attempt; sets :attr:`verdict` if there is to be no other."""
         failure = _failure(state)
-        address, patience = self._endpoint.base_url, self._endpoint.patience_s
+        address, patience = self._endpoint.address, self._endpoint.patience_s
         answered_since = self._server.answered_at > self._failed_at
         self._failed_at = time.monotonic()
         if failure.wait_s is not None and failure.wait_s > patience:
@@ -103,7 +103,7 @@ class Retries:
         """Say once that the server is waited for."""
         if not self._server.down:
             self._server.down = True
-            _LOG.warning("server %s: %s; trying again", self._endpoint.base_url, _failure(state))
+            _LOG.warning("server %s: %s; trying again", self._endpoint.address, _failure(state))
 
 
 def _failure(state: tenacity.RetryCallState) -> Transient:

@@ -15,6 +15,8 @@ import yaml
 from navsim_recogdrive.pretraining.labelling.endpoint import LabellingError
 from navsim_recogdrive.pretraining.labelling.request import STEPS, Step
 from navsim_recogdrive.pretraining.labelling.wording import PLACEHOLDERS
+from navsim_recogdrive.pretraining.template_tokens import reserved_token
+from navsim_recogdrive.vlm.conversation import IMAGE_MARK
 
 BUILT_IN = Path(__file__).parent / "questions"
 """Folder of the templates that come with the package."""
@@ -155,6 +157,8 @@ def _read_family(file: Path) -> Family:
         raise TemplateError(f"{file}: boxes must be one of {_BOXES}, found {boxes!r}")
     for number, question in enumerate(questions, 1):
         _check(file, f"question {number}", question, PLACEHOLDERS)
+        if token := IMAGE_MARK if IMAGE_MARK in question else reserved_token(question):
+            raise TemplateError(f"{file}: question {number} holds {token}, which no sample may; images are added to it")
     texts = {name: _text(file, name, content[name]) for name in ("facts", "guidance", "criteria")}
     for name, text in texts.items():
         _check(file, name, text, PLACEHOLDERS)
