@@ -58,9 +58,7 @@ def resolve_device(device: str, setting: str = "agent.device") -> torch.device:
     if resolved.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if count <= (resolved.index or 0):
-            raise InvalidSetting(
-                f"{setting}={device} but this process sees {count} CUDA device(s); use {setting}=auto"
-            )
+            raise InvalidSetting(f"{setting}={device} but this process sees {count} CUDA device(s); use {setting}=auto")
     return resolved
 
 
