@@ -13,7 +13,7 @@
 #   RL_WORLD_DIR        where everything is written [outputs/rl_world]
 #   SEEDS               of training and of the evaluation's noise ["0 1 2"]
 #   IL_EPOCHS           [25]
-#   RL_EPOCHS           [5]
+#   RL_EPOCHS           [4]
 #   REWARD_WORKERS      processes that compute rewards beside the training [1]
 #   NAVSIM_DEVKIT_ROOT  a NAVSIM checkout where NAVSIM is not importable
 set -euo pipefail
@@ -109,7 +109,7 @@ for seed in ${SEEDS:-0 1 2}; do
             "agent.reference_policy_checkpoint='$OUT/il/seed_$seed.ckpt'" \
             "agent.metric_cache_path='$NAVSIM_EXP_ROOT/metric_cache_trainval'" \
             "agent.reward.workers=${REWARD_WORKERS:-1}" agent.reward.scenes_in_memory=1000 \
-            "trainer.params.max_epochs=${RL_EPOCHS:-5}" dataloader.params.batch_size=8
+            "trainer.params.max_epochs=${RL_EPOCHS:-4}" dataloader.params.batch_size=8
         keep "rl_seed_$seed" last.ckpt "$NAVSIM_EXP_ROOT/seed_$seed/rl.ckpt"
     fi
     score "$seed" il
