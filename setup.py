@@ -81,7 +81,7 @@ LABELS = ["openai>=1.60", "tenacity>=9.0"]
 # The server that the client is tested against: transformers serve.
 SERVER = ["fastapi>=0.115", "uvicorn>=0.30"]
 
-TEST = [*QUICKSTART, *PRETRAINING, *LABELS, *SERVER, "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.5"]
+TEST = [*QUICKSTART, *PRETRAINING, *LABELS, *SERVER, "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.8"]
 
 setup(
     name="navsim-recogdrive",

@@ -34,7 +34,8 @@ case $status in
     1) say "$NAVSIM_MISSING: tests marked navsim will skip" ;;
     *) exit "$status" ;;
 esac
-parallel=(-n "${TEST_PROCESSES:-auto}" --dist loadfile)
+# Files in their own order: the runner chains, few tests but long ones, come early and not at the end one after the other.
+parallel=(-n "${TEST_PROCESSES:-auto}" --dist loadfile --no-loadscope-reorder)
 python -m pytest "${parallel[@]}" "$@"
 
 if [[ -n ${NAVSIM_V1_DEVKIT_ROOT:-} ]]; then
