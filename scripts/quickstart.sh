@@ -15,16 +15,16 @@
 # the VLM and the caches that are complete. QUICKSTART_EPOCHS (40) of imitation, QUICKSTART_RL_EPOCHS (4; 0: none) of
 # reinforcement learning. QUICKSTART_VLM: a VLM of one's own, as tiny as that one, in place of a random one.
 set -euo pipefail
-case "${1:-}" in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
-cd "$(dirname "$0")/.."
-# shellcheck source=scripts/environment.sh
-source scripts/environment.sh
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_if_asked "$@"
+cd "$REPOSITORY_ROOT"
 SECONDS=0
 OFFLINE=false
 case "${1:-}" in
     --offline) OFFLINE=true ;;
     "") ;;
-    *) echo "unknown option $1 (see --help)" >&2; exit 2 ;;
+    *) _refuse "unknown option $1" ;;
 esac
 OUT="$(mkdir -p "${QUICKSTART_DIR:-outputs/quickstart}" && cd "${QUICKSTART_DIR:-outputs/quickstart}" && pwd)"
 
@@ -107,7 +107,6 @@ else
     SCORE=run_pdm_score.py METRIC_CACHE_PATH=cache.cache_path REMAKE=cache.force_feature_computation SUBMISSION_EXTRA=()
 fi
 navsim() { local script="$1"; shift; python "$NAVSIM_SCRIPT_ROOT/$script" "$@"; }
-newest() { find "$NAVSIM_EXP_ROOT/$1" -name "$2" -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-; }
 
 stage "NAVSIM v$NAVSIM_MAJOR: run_dataset_caching.py agent=recogdrive_2b"
 navsim run_dataset_caching.py "${AGENT[@]}" train_test_split=trainval "$EVERY_FRAME" worker=sequential \
@@ -149,12 +148,12 @@ score() {
 }
 score human agent=human_agent
 score constant_velocity agent=constant_velocity_agent
-ROWS=(human="$(newest score_human '*.csv')" "constant velocity"="$(newest score_constant_velocity '*.csv')")
+ROWS=("human=$(newest score_human '*.csv')" "constant velocity=$(newest score_constant_velocity '*.csv')")
 score recogdrive "${AGENT[@]}" "agent.checkpoint_path='$CHECKPOINT'"
-ROWS+=("recogdrive_2b (tiny, $EPOCHS epochs of imitation)"="$(newest score_recogdrive '*.csv')")
+ROWS+=("recogdrive_2b (tiny, $EPOCHS epochs of imitation)=$(newest score_recogdrive '*.csv')")
 if ((RL_EPOCHS > 0)); then
     score recogdrive_rl "${AGENT[@]}" "agent.checkpoint_path='$RL_CHECKPOINT'"
-    ROWS+=("  and $RL_EPOCHS epochs of reinforcement"="$(newest score_recogdrive_rl '*.csv')")
+    ROWS+=("  and $RL_EPOCHS epochs of reinforcement=$(newest score_recogdrive_rl '*.csv')")
 fi
 
 stage "NAVSIM v$NAVSIM_MAJOR: run_create_submission_pickle.py"
@@ -162,6 +161,9 @@ navsim run_create_submission_pickle.py "${AGENT[@]}" "agent.checkpoint_path='$CH
     "$EVERY_FRAME" experiment_name=submission team_name=quickstart authors=quickstart email=none institution=none \
     country=none "${SUBMISSION_EXTRA[@]}"
 
+SUBMISSION="$(newest submission submission.pkl)"
+python -m navsim_recogdrive.agents.check_submission "$SUBMISSION" --split test "$EVERY_FRAME"
+
 stage "Done. Scores of NAVSIM v$NAVSIM_MAJOR on the world's test split:"
 python scripts/score_table.py "${ROWS[@]}"
-echo "Submission: $(newest submission submission.pkl)"
+echo "Submission: $SUBMISSION"

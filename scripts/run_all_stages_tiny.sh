@@ -15,12 +15,12 @@
 #   PRETRAINING_STEPS    steps of fine-tuning, of 8 samples each [100]
 #   QUICKSTART_EPOCHS, QUICKSTART_RL_EPOCHS   see scripts/quickstart.sh
 set -euo pipefail
-case "${1:-}" in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
-cd "$(dirname "$0")/.."
-# shellcheck source=scripts/environment.sh
-source scripts/environment.sh
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_if_asked "$@"
+cd "$REPOSITORY_ROOT"
 SECONDS=0
-[[ $# -eq 0 ]] || { echo "unknown option $1 (see --help)" >&2; exit 2; }
+[[ $# -eq 0 ]] || _refuse "unknown option $1"
 OUT="$(mkdir -p "${ALL_STAGES_DIR:-outputs/all_stages}" && cd "${ALL_STAGES_DIR:-outputs/all_stages}" && pwd)"
 stage() { say "[$((SECONDS / 60))m$(printf %02d $((SECONDS % 60)))s] $*"; }
 

@@ -10,10 +10,10 @@
 #
 #   NAVSIM_V1_DEVKIT_ROOT=/path/to/navsim-v1.1 NAVSIM_V2_DEVKIT_ROOT=/path/to/navsim-v2.2 bash scripts/test.sh
 set -euo pipefail
-case "${1:-}" in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
-cd "$(dirname "$0")/.."
-# shellcheck source=scripts/environment.sh
-source scripts/environment.sh
+# shellcheck source=scripts/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+help_if_asked "$@"
+cd "$REPOSITORY_ROOT"
 
 for name in NAVSIM_V1_DEVKIT_ROOT NAVSIM_V2_DEVKIT_ROOT; do
     if [[ -n ${!name:-} && ! -f ${!name}/navsim/agents/abstract_agent.py ]]; then

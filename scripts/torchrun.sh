@@ -1,4 +1,5 @@
-# Sourced by the scripts in training, after common.sh. Defines:
+# shellcheck shell=bash disable=SC2034
+# Sourced by the scripts in pretraining and by train.sh, after common.sh. Defines:
 #
 #   set_torchrun   sets NNODES, NODE_RANK, GPUS_PER_NODE, MASTER_ADDR and MASTER_PORT where they are not set (Slurm's
 #                  variables are understood), TORCHRUN: the command that starts this node's processes, and TRAINER: the
@@ -12,27 +13,11 @@ _master_address() {
     fi
 }
 
-_visible_gpus() {
-    if [[ -n ${SLURM_GPUS_ON_NODE:-} ]]; then
-        echo "$SLURM_GPUS_ON_NODE"
-    elif [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
-        awk -F, '{print NF}' <<<"$CUDA_VISIBLE_DEVICES"
-    elif command -v nvidia-smi >/dev/null; then
-        nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null | wc -l
-    else
-        echo 0
-    fi
-}
-
 set_torchrun() {
-    NNODES="${NNODES:-${SLURM_NNODES:-1}}"
-    NODE_RANK="${NODE_RANK:-${SLURM_NODEID:-0}}"
-    GPUS_PER_NODE="${GPUS_PER_NODE:-$(_visible_gpus)}"
+    set_nodes
+    GPUS_PER_NODE="${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-$(visible_gpus | wc -l)}}"
     MASTER_PORT="${MASTER_PORT:-29500}"
-    require_whole_number NNODES NODE_RANK GPUS_PER_NODE MASTER_PORT
-    if ((NODE_RANK >= NNODES)); then
-        _refuse "NODE_RANK=$NODE_RANK does not fit NNODES=$NNODES: ranks are 0 to $((NNODES - 1))"
-    fi
+    require_whole_number GPUS_PER_NODE MASTER_PORT
     if ((NNODES > 1)) && [[ -z ${MASTER_ADDR:-} && -z ${SLURM_JOB_NODELIST:-} ]]; then
         _refuse "MASTER_ADDR is not set, and with NNODES=$NNODES every node must know node 0"
     fi

@@ -62,3 +62,20 @@ def test_score_table_reads_both_versions(tmp_path: Path) -> None:
     assert header.split() == ["scenes", "C", "score"]
     assert ours.split() == ["ours", "2", "0.5000", "0.7500"]
     assert old.split() == ["old", "one", "2", "NaN", "0.2500"]
+
+
+def test_score_table_of_two_stages(tmp_path: Path) -> None:
+    """The mean over scenes of both stages would be another number than NAVSIM's."""
+    sums = [f"extended_pdm_score_{name}" for name in ("stage_one", "stage_two", "combined")]
+    table = {"token": ["a", "b", *sums], "valid": [True, False, True, True, True], "score": [0.1, 0.3, 0.8, 0.5, 0.4]}
+    pd.DataFrame(table).to_csv(tmp_path / "two.csv")
+    done = subprocess.run(
+        ["python", str(SCRIPTS / "score_table.py"), f"ours={tmp_path / 'two.csv'}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    header, ours = done.stdout.splitlines()
+    assert header.split() == ["scenes", "score", "stage", "1", "stage", "2"]
+    assert ours.split() == ["ours", "2", "0.4000", "0.8000", "0.5000"]
+    assert done.stderr == "ours: 1 of 2 scenes failed, see the runner's log\n"

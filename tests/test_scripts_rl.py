@@ -3,53 +3,20 @@
 from __future__ import annotations
 
 import os
-import shlex
-import subprocess
 from pathlib import Path
 
 import pytest
+from script_runs import command, run, script_environment
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
-METRICS, METRICS_TRAIN = (SCRIPTS / "cache_dataset" / f"run_metric_caching{name}.sh" for name in ("", "_train"))
-RL_2B, RL_8B = (SCRIPTS / "training" / f"run_recogdrive_train_multi_node_rl_{size}.sh" for size in ("2b", "8b"))
-# What a machine may have set that decides for these scripts.
-DECIDING = ("SLURM_", "MASTER_", "NNODES", "NODE_RANK", "GPUS_PER_NODE", "CUDA_VISIBLE_DEVICES", "SPLIT", "AGENT")
+METRICS, METRICS_TRAIN = (f"cache_dataset/run_metric_caching{name}.sh" for name in ("", "_train"))
+RL_2B, RL_8B = (f"training/run_recogdrive_train_multi_node_rl_{size}.sh" for size in ("2b", "8b"))
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
     reference = tmp_path / "epoch=9 il.ckpt"
     reference.touch()
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(DECIDING)}
-    return {
-        **inherited,
-        "OPENSCENE_DATA_ROOT": "/data",
-        "NUPLAN_MAPS_ROOT": "/data/maps",
-        "NAVSIM_EXP_ROOT": "/exp",
-        "REFERENCE_CHECKPOINT": str(reference),
-    }
-
-
-def run(script: Path, *arguments: str, environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["bash", str(script), *arguments], env=environment, capture_output=True, text=True)
-
-
-def command(script: Path, *arguments: str, environment: dict[str, str]) -> list[str]:
-    """The words of the command that ``--dry-run`` prints."""
-    done = run(script, "--dry-run", *arguments, environment=environment)
-    assert done.returncode == 0, done.stderr
-    return shlex.split(done.stdout.splitlines()[-1])
-
-
-@pytest.mark.parametrize("script", [METRICS, METRICS_TRAIN, RL_2B, RL_8B])
-def test_help_and_unknown_options(script: Path, environment: dict[str, str]) -> None:
-    done = run(script, "--help", environment={"PATH": os.environ["PATH"]})
-    assert done.returncode == 0, done.stderr
-    assert f"bash {script.relative_to(SCRIPTS.parent)}" in done.stdout
-    assert "set -euo pipefail" not in done.stdout
-    done = run(script, "--fast", environment=environment)
-    assert done.returncode == 2
-    assert "unknown option --fast" in done.stderr
+    return script_environment(REFERENCE_CHECKPOINT=str(reference))
 
 
 @pytest.mark.navsim
@@ -91,7 +58,7 @@ def test_one_node(environment: dict[str, str]) -> None:
     assert words[script + 1 :] == [
         "agent=recogdrive_2b_rl",
         "train_test_split=navtrain",
-        "experiment_name=training_recogdrive_2b_rl",
+        "experiment_name='training_recogdrive_2b_rl'",
         "cache_path='/exp/recogdrive_2b_hidden_state_navtrain'",
         "use_cache_without_dataset=true",
         "force_cache_computation=false",
@@ -99,8 +66,8 @@ def test_one_node(environment: dict[str, str]) -> None:
         "agent.metric_cache_path='/exp/metric_cache_navtrain'",
         "agent.reward.workers=4",
         "trainer.params.max_epochs=10",
-        "trainer.params.gradient_clip_val=1.0",
         "dataloader.params.batch_size=8",
+        "trainer.params.gradient_clip_val=1.0",
         "trainer.params.num_nodes=1",
         "+trainer.params.devices=2",
         "agent.rl.bc_weight=1.0",

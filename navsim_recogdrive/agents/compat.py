@@ -138,10 +138,15 @@ def load_split(
 
 def training_config_folder() -> Path:
     """Folder of NAVSIM's configuration for training and dataset caching."""
-    spec = importlib.util.find_spec("navsim.planning.script.config.training")
+    return runner_config_folder("training")
+
+
+def runner_config_folder(kind: str) -> Path:
+    """Folder of NAVSIM's configuration for a ``kind`` of runner: ``training``, ``pdm_scoring``, ``metric_caching``."""
+    spec = importlib.util.find_spec(f"navsim.planning.script.config.{kind}")
     locations = list(spec.submodule_search_locations or []) if spec else []
     if not locations:
-        raise NavsimNotUsable("the installed NAVSIM has no navsim/planning/script/config/training")
+        raise NavsimNotUsable(f"the installed NAVSIM has no navsim/planning/script/config/{kind}")
     return Path(locations[0])
 
 
@@ -166,5 +171,6 @@ __all__ = [
     "load_split",
     "make_trajectory",
     "open_log",
+    "runner_config_folder",
     "training_config_folder",
 ]

@@ -30,6 +30,8 @@ class HostRun:
     """Values of the runner's config; every one is ``None`` in a runner that does not have it.
 
     Attributes:
+        output_dir: folder of the run; ``None``: Hydra's. No interpolation: its time stamp is none that a Ray worker can
+            resolve.
         cache_path: folder of the feature cache.
         use_cache_without_dataset: training reads the cache and nothing else.
         force_cache_computation: features are computed again where they are cached already.
@@ -44,6 +46,7 @@ class HostRun:
         val_logs: logs to validate on.
     """
 
+    output_dir: str | None = None
     cache_path: str | None = None
     use_cache_without_dataset: bool | None = None
     force_cache_computation: bool | None = None
@@ -65,6 +68,13 @@ def running_training() -> bool:
     # Lightning starts the other ranks of a run that torchrun did not start, and renames their jobs.
     name = HydraConfig.get().job.name
     return name == "run_training" or name.startswith("train_ddp_process_")
+
+
+def run_folder(host: HostRun) -> str | None:
+    """Folder of the runner's run, ``None`` outside a runner."""
+    if host.output_dir is not None or not HydraConfig.initialized():
+        return host.output_dir
+    return str(HydraConfig.get().runtime.output_dir)
 
 
 def check_training(host: HostRun, config: PolicyConfig) -> None:

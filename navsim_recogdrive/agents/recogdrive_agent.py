@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
 from navsim_recogdrive.agents.cache_use import (
@@ -32,9 +34,10 @@ from navsim_recogdrive.agents.feature_builders import (
     HiddenStateFeatureBuilder,
     ImageTilesFeatureBuilder,
 )
-from navsim_recogdrive.agents.host import HostRun, check_training, running_training
+from navsim_recogdrive.agents.host import HostRun, check_training, run_folder, running_training
 from navsim_recogdrive.agents.observations import camera_config, observation_from_agent_input
 from navsim_recogdrive.agents.target_builders import SceneTokenTargetBuilder, TrajectoryTargetBuilder
+from navsim_recogdrive.cache.identity import CacheIdentity
 from navsim_recogdrive.cache.stored import DamagedFeature
 from navsim_recogdrive.observation import HORIZON_POSES, POSE_INTERVAL_S
 from navsim_recogdrive.planner.checkpoints import load_planner_weights
@@ -50,6 +53,10 @@ from navsim_recogdrive.policy.objective import ImitationObjective, Objective
 from navsim_recogdrive.policy.optimization import lightning_optimizers
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
 from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
+from navsim_recogdrive.policy.resume import Resumed, find_checkpoint, read_resumed
+from navsim_recogdrive.policy.run_settings import run_settings
+
+_log = logging.getLogger(__name__)
 
 
 class ReCogDriveAgent(AbstractAgent):
@@ -65,6 +72,7 @@ class ReCogDriveAgent(AbstractAgent):
         checkpoint_path: weights of the planner and what was trained of the VLM; required before :meth:`initialize`,
             optional starting weights in training.
         host: what the runner is about to do, for early checks, see :class:`~navsim_recogdrive.agents.host.HostRun`.
+        objective_settings: groups of settings of another objective than imitation, for a resumed run to be compared.
         settings: the parts of :class:`~navsim_recogdrive.policy.configuration.PolicyConfig` as mappings.
 
     Raises:
@@ -74,6 +82,7 @@ class ReCogDriveAgent(AbstractAgent):
         EmptySplit: if a training run was given logs that do not exist.
         PlannerCheckpointError: if the checkpoint is not one of this planner, with the list of what differs.
         VLMCheckpointError: if the checkpoint's VLM was trained from another than the configured one.
+        ResumeError: if the run to resume cannot be found, or is one with other settings.
         PeftMissing: if LoRA adapters are to be trained and peft is not installed.
     """
 
@@ -84,6 +93,7 @@ class ReCogDriveAgent(AbstractAgent):
         trajectory_sampling: TrajectorySampling,
         checkpoint_path: str | None = None,
         host: Mapping[str, Any] | None = None,
+        objective_settings: Mapping[str, Any] | None = None,
         **settings: Any,
     ) -> None:
         init_abstract_agent(self, trajectory_sampling)
@@ -95,10 +105,14 @@ class ReCogDriveAgent(AbstractAgent):
         self.config = PolicyConfig.from_mapping(settings)
         self._host = build_settings(HostRun, host or {}, "host")
         self._checkpoint_path = checkpoint_path
+        self._run_settings = run_settings(self.config, objective_settings)
+        self._resumed = self._find_resumed()
         # Planning from cached hidden states alone never touches the VLM, which may be elsewhere.
         only_cached = self.config.hidden_state_cache is not None and self.config.hidden_state_cache_miss == "error"
         needs_vlm = not only_cached and not (self._host.use_cache_without_dataset and self.config.cache_hidden_state)
-        trained = None if checkpoint_path is None else read_trained_vlm(checkpoint_path)
+        self.config.check_checkpoint(checkpoint_path)
+        which = self.config.checkpoint_weights
+        trained = None if checkpoint_path is None else read_trained_vlm(checkpoint_path, which)
         if needs_vlm:
             check_vlm_fits(self.config.vlm, self.config.planner.hidden_state_size)
             if trained is not None:
@@ -111,10 +125,12 @@ class ReCogDriveAgent(AbstractAgent):
                 )
             check_training(self._host, self.config)
             check_for_training(self._host, self.config, backbone)
+            if self._resumed is not None and (vlm := vlm_of_run(self._host, self.config, backbone)) is not None:
+                check_remembered_vlm(self._resumed.path, vlm)
 
         self.action_head = DiffusionPlanner(self.config.planner)
         if checkpoint_path is not None:
-            load_planner_weights(self.action_head, checkpoint_path)
+            load_planner_weights(self.action_head, checkpoint_path, which)
         self.vlm: TrainableVLM | CarriedVLM | None = None
         if running_training() and self.config.vlm.training != "frozen":
             self.vlm = TrainableVLM(self.config, trained)
@@ -221,7 +237,36 @@ class ReCogDriveAgent(AbstractAgent):
         )
 
     def get_training_callbacks(self) -> list[pl.Callback]:
-        """Checkpoints (last and best), learning rate, validation displacement, and a check of the trainer's recipe."""
+        """Average of the weights, checkpoints (last and best), learning rate, validation displacement, early checks."""
         vlm = vlm_of_run(self._host, self.config, self._backbone)
         advice = MemoryAdvice(self.config.vlm.training != "frozen", self.config.vlm.gradient_checkpointing)
-        return [*training_callbacks(self._objective.displacement, vlm), advice]
+        return [*self._common_callbacks(vlm), advice]
+
+    def _common_callbacks(self, vlm: CacheIdentity | None, best_score: str | None = None) -> list[pl.Callback]:
+        return training_callbacks(
+            self._objective.displacement,
+            vlm,
+            best_score=best_score,
+            ema=self.config.ema,
+            checkpoint=self.config.checkpoint,
+            divergence=self.config.divergence,
+            settings=self._run_settings,
+            resumed=self._resumed,
+        )
+
+    def _find_resumed(self) -> Resumed | None:
+        resume = self.config.resume
+        if resume is None:
+            return None
+        if not running_training():
+            raise InvalidSetting(
+                f"agent.resume={resume} is for run_training.py; scoring and submission take the weights of "
+                "agent.checkpoint_path=FILE"
+            )
+        folder = run_folder(self._host)
+        path = find_checkpoint(resume, folder)
+        if path is None:
+            if rank_zero_only.rank == 0:
+                _log.info("agent.resume=auto: no run to go on with at %s: a new one begins", folder)
+            return None
+        return read_resumed(path, self._run_settings)

@@ -23,8 +23,10 @@ def main(descriptor: int) -> None:
     Args:
         descriptor: file descriptor of the socket to the pool.
     """
-    # Ctrl-C reaches every process of the terminal; the pool decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C reaches every process of the terminal, a cluster's signals every process of the job; the pool decides what
+    # they mean.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     connection = Connection(descriptor)
     received: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     # From the start and without a break, so that the pool can always send.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import asdict, fields
 from typing import Any
 
 import pytorch_lightning as pl
@@ -17,7 +17,6 @@ from navsim_recogdrive.agents.metric_cache import MetricCacheFolder
 from navsim_recogdrive.agents.pdm_reward import PDMReward, PDMRewardSettings
 from navsim_recogdrive.agents.recogdrive_agent import ReCogDriveAgent
 from navsim_recogdrive.agents.reward_scenes import CheckDatasets, SceneCheck, cached_scenes, check_numpy
-from navsim_recogdrive.policy.callbacks import training_callbacks
 from navsim_recogdrive.policy.configuration import ImitationConfig, InvalidSetting, PolicyConfig, build_settings
 from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
 from navsim_recogdrive.rl.callbacks import CloseReward, RLLog
@@ -79,7 +78,7 @@ class ReCogDriveRLAgent(ReCogDriveAgent):
         rl_config = build_settings(RLConfig, rl or {}, "rl")
         config = PolicyConfig.from_mapping(settings)
         run = build_settings(HostRun, host or {}, "host")
-        _check_settings(config)
+        _check_settings(config, checkpoint_path)
         _warn_of_default_epochs(config)
         reference = _reference(reference_policy_checkpoint, config, rl_config)
         start = reference_policy_checkpoint if checkpoint_path is None else checkpoint_path
@@ -99,7 +98,8 @@ class ReCogDriveRLAgent(ReCogDriveAgent):
         from_cache = bool(run.use_cache_without_dataset) and run.cache_path is not None
         left_out = scene_check.check(cached_scenes(run)) if from_cache else []
 
-        super().__init__(trajectory_sampling, start, host, **settings)
+        objective = {"rl": asdict(rl_config), "reward": _deciding(reward_settings)}
+        super().__init__(trajectory_sampling, start, host, objective_settings=objective, **settings)
         vlm = vlm_of_run(self._host, self.config, self._backbone)
         if vlm is not None:
             for checkpoint in {start, reference_policy_checkpoint} - {None}:
@@ -120,14 +120,15 @@ class ReCogDriveRLAgent(ReCogDriveAgent):
         kind = "deterministic" if self.config.sampling.deterministic else "stochastic"
         vlm = vlm_of_run(self._host, self.config, self._backbone)
         return [
-            *training_callbacks(self._objective.displacement, vlm, best_score=f"val/score_{kind}"),
+            *self._common_callbacks(vlm, best_score=f"val/score_{kind}"),
             *([] if self._dataset_check is None else [self._dataset_check]),
             RLLog(self._rl_objective),
             CloseReward(self._reward),
         ]
 
 
-def _check_settings(config: PolicyConfig) -> None:
+def _check_settings(config: PolicyConfig, checkpoint_path: str | None) -> None:
+    config.check_checkpoint(checkpoint_path)  # not of the reference policy, which is what was validated
     if not config.cache_hidden_state:
         raise InvalidSetting(
             "reinforcement learning trains the planner on hidden states: agent.cache_hidden_state=false is for "
@@ -159,6 +160,11 @@ def _reference(path: str | None, config: PolicyConfig, rl: RLConfig) -> Referenc
     if path is None and not rl.needs_reference:
         return None
     return ReferencePolicy.from_checkpoint(path, config.planner)
+
+
+def _deciding(reward: PDMRewardSettings) -> dict[str, Any]:
+    """The settings that decide scores, not how they are computed."""
+    return {name: getattr(reward, name) for name in ("progress_weight", "scorer")}
 
 
 def _reward_settings(metric_cache_path: str, settings: Mapping[str, Any]) -> PDMRewardSettings:

@@ -41,11 +41,12 @@ def _policy(cfg: DictConfig) -> tuple[ReCogDrivePolicy, PolicyConfig, TrainedVLM
         )
     if cfg.stage != "train":  # training reads the cache alone
         check_vlm_fits(config.vlm, config.planner.hidden_state_size)
+    config.check_checkpoint(cfg.agent.checkpoint_path)
     planner = DiffusionPlanner(config.planner)
     trained = None
     if cfg.agent.checkpoint_path is not None:
-        load_planner_weights(planner, cfg.agent.checkpoint_path)
-        trained = read_trained_vlm(cfg.agent.checkpoint_path)
+        load_planner_weights(planner, cfg.agent.checkpoint_path, config.checkpoint_weights)
+        trained = read_trained_vlm(cfg.agent.checkpoint_path, config.checkpoint_weights)
     backbone = SharedBackbone(config.vlm, config.device, trained=trained)
     return ReCogDrivePolicy(planner, backbone, config.sampling), config, trained
 
@@ -75,6 +76,7 @@ def main(cfg: DictConfig) -> None:
             cfg.dataloader.params,
             cfg.trainer.params,
             read_identity(cache_path),
+            config.ema,
         )
         logger.info("Last checkpoint: %s", checkpoint)
     elif cfg.stage == "score":

@@ -13,8 +13,9 @@ from navsim_recogdrive.cache.identity import CacheIdentity
 from navsim_recogdrive.offline.feature_cache import CachedScenes
 from navsim_recogdrive.planner.planner import DiffusionPlanner
 from navsim_recogdrive.policy.callbacks import training_callbacks
-from navsim_recogdrive.policy.configuration import OptimizerConfig
+from navsim_recogdrive.policy.configuration import EMAConfig, OptimizerConfig
 from navsim_recogdrive.policy.joint import CarriedVLM
+from navsim_recogdrive.policy.last_checkpoint import LastCheckpoint
 from navsim_recogdrive.policy.objective import ImitationObjective
 from navsim_recogdrive.policy.optimization import lightning_optimizers
 from navsim_recogdrive.vlm.adapters import TrainedVLM
@@ -75,9 +76,10 @@ def train(
     dataloader: Mapping[str, Any],
     trainer: Mapping[str, Any],
     vlm: CacheIdentity | None = None,
+    ema: EMAConfig | None = None,
 ) -> str:
     """Train and return the path of the last checkpoint, which remembers ``vlm``."""
-    runner = pl.Trainer(**trainer, callbacks=training_callbacks(objective.displacement, vlm))
+    runner = pl.Trainer(**trainer, callbacks=training_callbacks(objective.displacement, vlm, ema=ema))
     runner.fit(
         module,
         DataLoader(training, shuffle=True, **dataloader),
@@ -88,5 +90,4 @@ def train(
 
 def last_checkpoint(trainer: pl.Trainer) -> str:
     """Path of ``last.ckpt`` of a finished run."""
-    paths = [getattr(callback, "best_model_path", "") for callback in trainer.checkpoint_callbacks]
-    return next(path for path in paths if path.endswith("last.ckpt"))
+    return next(found.path for found in trainer.checkpoint_callbacks if isinstance(found, LastCheckpoint))

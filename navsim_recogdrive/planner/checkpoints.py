@@ -28,6 +28,12 @@ MARKER = "feature_encoder.weight"
 REFERENCE_PREFIX = "old_policy."
 """Copies of the reference policy in a published RL checkpoint, inside the planner's own prefix."""
 
+WEIGHTS = ("averaged", "raw")
+"""Which weights of a checkpoint to read. Of a run that kept no average ``averaged`` reads the only ones there are."""
+
+RAW_WEIGHTS = "current_model_state"
+"""Entry with the raw weights beside an average in ``state_dict``, named as by Lightning's weight averaging."""
+
 LISTED = 12
 """Differences listed per kind before the rest is counted."""
 
@@ -67,7 +73,9 @@ class LoadReport:
     outside: int
 
 
-def load_planner_weights(planner: DiffusionPlanner, source: str | Path | Mapping[str, Tensor]) -> LoadReport:
+def load_planner_weights(
+    planner: DiffusionPlanner, source: str | Path | Mapping[str, Tensor], weights: str = "averaged"
+) -> LoadReport:
     """Load weights into a planner, strictly.
 
     The noise schedule is never taken from the file: it is compared with the planner's own float32 tables, to the
@@ -77,6 +85,7 @@ def load_planner_weights(planner: DiffusionPlanner, source: str | Path | Mapping
         planner: built for the same sizes and method (see :func:`infer_planner_config`); its dtype and device stay.
         source: a ``.ckpt``, ``.pt`` or ``.pth`` file (read with ``weights_only=True``), a ``.safetensors`` file, or a
             state dict.
+        weights: which of a file's, one of :data:`WEIGHTS`.
 
     Returns:
         What was loaded and what was left alone.
@@ -85,7 +94,7 @@ def load_planner_weights(planner: DiffusionPlanner, source: str | Path | Mapping
         FileNotFoundError: if there is no such file.
         PlannerCheckpointError: if the file cannot be read, holds no planner, or differs; the planner is unchanged then.
     """
-    entries, report = _planner_entries(source)
+    entries, report = _planner_entries(source, weights)
     expected = planner.state_dict()
     _check_keys_and_shapes(entries, expected, planner.config, _name(source))
     tables = {name for name, _ in planner.named_buffers()} & expected.keys()
@@ -131,24 +140,41 @@ def infer_planner_config(source: str | Path | Mapping[str, Tensor]) -> PlannerCo
         raise PlannerCheckpointError(f"{_name(source)} does not hold a whole diffusion planner: {error}") from error
 
 
-def _planner_entries(source: str | Path | Mapping[str, Tensor]) -> tuple[dict[str, Tensor], LoadReport]:
+def _planner_entries(
+    source: str | Path | Mapping[str, Tensor], weights: str = "averaged"
+) -> tuple[dict[str, Tensor], LoadReport]:
     """The planner's entries of a source under their own keys, reference copies left out."""
-    state = dict(source) if isinstance(source, Mapping) else read_state_dict(source)
+    state = dict(source) if isinstance(source, Mapping) else read_state_dict(source, weights)
     prefix = _find_prefix(state, _name(source))
     inside = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     entries = {key: value for key, value in inside.items() if not key.startswith(REFERENCE_PREFIX)}
     return entries, LoadReport(prefix, len(entries), len(inside) - len(entries), len(state) - len(inside))
 
 
-def read_state_dict(path: str | Path) -> dict[str, Tensor]:
+def read_state_dict(path: str | Path, weights: str = "averaged") -> dict[str, Tensor]:
     """The tensors of a checkpoint file by their keys; a ``.ckpt``, ``.pt`` or ``.pth`` is mapped into memory, not read.
+
+    Args:
+        path: of the file.
+        weights: one of :data:`WEIGHTS`.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        PlannerCheckpointError: if it cannot be read, or holds anything but tensors and plain values.
+        PlannerCheckpointError: if it cannot be read, or holds anything but tensors and plain values, or no raw weights
+            where those are asked for.
+        ValueError: for other ``weights``.
     """
+    if weights not in WEIGHTS:
+        raise ValueError(f"weights must be one of {WEIGHTS}, found {weights!r}")
     content = read_checkpoint(path)
-    if isinstance(content.get("state_dict"), Mapping):
+    if weights == "raw":
+        if not isinstance(content.get(RAW_WEIGHTS), Mapping):
+            raise PlannerCheckpointError(
+                f"{path} holds no raw weights beside averaged ones ({RAW_WEIGHTS}), its run kept no average "
+                "(agent.ema.decay): leave out agent.checkpoint_weights=raw"
+            )
+        content = content[RAW_WEIGHTS]
+    elif isinstance(content.get("state_dict"), Mapping):
         content = content["state_dict"]
     return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
 

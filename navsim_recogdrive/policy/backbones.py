@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Sequence
 from functools import lru_cache
+from multiprocessing import current_process
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,6 +19,12 @@ from navsim_recogdrive.cache.identity import CacheIdentity, package_version
 from navsim_recogdrive.cache.scene_key import SceneKey
 from navsim_recogdrive.observation import Observation
 from navsim_recogdrive.policy.configuration import InvalidSetting, VLMConfig
+from navsim_recogdrive.policy.devices import (
+    gpu_of_process,
+    process_in_ray_without_gpu,
+    warn_of_hidden_gpus,
+    warn_of_unshared_gpus,
+)
 from navsim_recogdrive.policy.features import HIDDEN_STATE, SCENE_KEY, scene_key_of
 from navsim_recogdrive.vlm.adapters import TrainedVLM, parameter_dtype, restore
 from navsim_recogdrive.vlm.identity import VLMIdentity, VLMSettings, read_hidden_size, read_vlm_identity
@@ -36,7 +43,7 @@ _COMPUTING = threading.Lock()
 
 
 def resolve_device(device: str, setting: str = "agent.device") -> torch.device:
-    """``auto`` becomes this process's GPU (``LOCAL_RANK`` where a launcher set it), else the CPU; others as written.
+    """``auto`` becomes this process's GPU (see :func:`gpu_of_process`), else the CPU; others as written.
 
     Args:
         device: ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
@@ -47,9 +54,12 @@ def resolve_device(device: str, setting: str = "agent.device") -> torch.device:
     """
     if device == "auto":
         if torch.cuda.is_available():
-            return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
+            gpus, ray_process = torch.cuda.device_count(), process_in_ray_without_gpu()
+            if ray_process is not None:
+                warn_of_unshared_gpus(gpus)
+            return torch.device("cuda", gpu_of_process(gpus, os.environ, current_process().name, ray_process))
         if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
-            _warn_of_hidden_gpu()
+            warn_of_hidden_gpus()
         return torch.device("cpu")
     try:
         resolved = torch.device(device)
@@ -60,15 +70,6 @@ def resolve_device(device: str, setting: str = "agent.device") -> torch.device:
         if count <= (resolved.index or 0):
             raise InvalidSetting(f"{setting}={device} but this process sees {count} CUDA device(s); use {setting}=auto")
     return resolved
-
-
-@lru_cache(maxsize=1)
-def _warn_of_hidden_gpu() -> None:
-    """Once per process."""
-    logger.warning(
-        "CUDA_VISIBLE_DEVICES is empty in this process (older Ray hides the GPU from tasks that ask for none): "
-        "running on the CPU. Use worker=sequential or worker=single_machine_thread_pool to keep the GPU."
-    )
 
 
 def check_vlm_fits(config: VLMConfig, hidden_state_size: int) -> None:

@@ -11,7 +11,15 @@ from pytorch_lightning.callbacks import LearningRateMonitor, ModelCheckpoint
 from torch import Tensor
 
 from navsim_recogdrive.cache.identity import CacheIdentity
+from navsim_recogdrive.policy.averaging import NoWeightAverage, WeightAverage
+from navsim_recogdrive.policy.checkpoint_files import AtomicCheckpoints
+from navsim_recogdrive.policy.configuration import CheckpointConfig, DivergenceConfig, EMAConfig
+from navsim_recogdrive.policy.data_order import OrderedScenes
+from navsim_recogdrive.policy.divergence import GradientWatch
+from navsim_recogdrive.policy.last_checkpoint import LastCheckpoint
 from navsim_recogdrive.policy.remembered_vlm import RememberVLM
+from navsim_recogdrive.policy.resume import ContinueRun, Resumed
+from navsim_recogdrive.policy.run_settings import RunSettings
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +61,18 @@ class ValidationDisplacement(pl.Callback):
 
     Unlike the loss they say how far the plans are off. The agent plans with each scene's own noise, so the numbers of
     two epochs differ by the weights alone.
+
+    Attributes:
+        latest: planned and driven trajectories, each [B, 8, 3], of the last batch; ``None`` before the first.
     """
 
     def __init__(self) -> None:
         self._sums = torch.zeros(3)
+        self.latest: tuple[Tensor, Tensor] | None = None
 
     def update(self, planned: Tensor, driven: Tensor) -> None:
         """Add a batch of trajectories [B, 8, 3], metres."""
+        self.latest = planned.detach(), driven
         distance = (planned[..., :2].float() - driven[..., :2].float()).norm(dim=-1)
         count = torch.full_like(distance[:, 0].sum(), len(distance))
         batch = torch.stack([distance.mean(dim=1).sum(), distance[:, -1].sum(), count])
@@ -78,22 +91,45 @@ class ValidationDisplacement(pl.Callback):
 
 
 def training_callbacks(
-    displacement: ValidationDisplacement, vlm: CacheIdentity | None = None, *, best_score: str | None = None
+    displacement: ValidationDisplacement,
+    vlm: CacheIdentity | None = None,
+    *,
+    best_score: str | None = None,
+    ema: EMAConfig | None = None,
+    checkpoint: CheckpointConfig | None = None,
+    divergence: DivergenceConfig | None = None,
+    settings: RunSettings | None = None,
+    resumed: Resumed | None = None,
 ) -> list[pl.Callback]:
-    """Recipe check, noise per rank, validation displacement, learning-rate monitor, best and last checkpoint.
+    """Average, recipe check, noise per rank, displacement, learning rate, gradients, order, best and last checkpoint.
 
     Args:
         displacement: of the objective.
         vlm: what the hidden states come from, for the checkpoints to remember; ``None`` where that is not known.
         best_score: logged value whose largest is the best checkpoint; ``None``: the smallest ``val/loss`` is.
+        ema: the average of the weights; ``None``, or without a decay: none.
+        checkpoint: how often ``last.ckpt`` is written; ``None``: the defaults.
+        divergence: when gradients stop the run; ``None``: the defaults.
+        settings: for a resumed run to be compared with; ``None``: nothing is compared.
+        resumed: the run to go on with; ``None``: a new one.
     """
     monitor, mode = ("val/loss_epoch", "min") if best_score is None else (best_score, "max")
+    averaging = NoWeightAverage() if ema is None or ema.decay is None else WeightAverage(ema)
+    scenes, settings = OrderedScenes(), settings or RunSettings()
     return [
+        averaging,  # first: others see the average in validation, and save what this one has brought up to date
         *([] if vlm is None else [RememberVLM(vlm)]),
         RecipeCheck(),
         NoisePerRank(),
         displacement,
         LearningRateMonitor(logging_interval="epoch"),
-        ModelCheckpoint(filename="best-{epoch:03d}", monitor=monitor, mode=mode, save_top_k=1),
-        ModelCheckpoint(filename="last", save_top_k=1, enable_version_counter=False),
+        GradientWatch(divergence or DivergenceConfig()),
+        scenes,
+        AtomicCheckpoints(),
+        *([] if resumed is None else [ContinueRun(resumed, scenes, settings)]),
+        # No counter: a run that repeats an epoch writes its best checkpoint again.
+        ModelCheckpoint(
+            filename="best-{epoch:03d}", monitor=monitor, mode=mode, save_top_k=1, enable_version_counter=False
+        ),
+        LastCheckpoint(checkpoint or CheckpointConfig(), scenes, settings),
     ]

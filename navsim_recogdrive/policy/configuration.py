@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
 from navsim_recogdrive.cache.codec import MODES
 from navsim_recogdrive.observation import CAMERA_SETS
+from navsim_recogdrive.planner.checkpoints import WEIGHTS
 from navsim_recogdrive.planner.configuration import PlannerConfig
 from navsim_recogdrive.vlm.adapters import TRAININGS, LoRA
 from navsim_recogdrive.vlm.architecture import ATTENTION_KERNELS, VLM_TYPES
@@ -180,6 +182,114 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
+class EMAConfig:
+    """Exponential moving average of the trained weights, see :mod:`navsim_recogdrive.policy.averaging`.
+
+    Attributes:
+        decay: share of the old average that an optimizer step keeps, in (0, 1); ``None``: no average.
+        warmup: step ``n`` keeps at most ``(1 + n) / (10 + n)``.
+    """
+
+    decay: float | None = None
+    warmup: bool = True
+
+    def __post_init__(self) -> None:
+        if self.decay is not None and (
+            not isinstance(self.decay, float | int) or isinstance(self.decay, bool) or not 0 < self.decay < 1
+        ):
+            raise InvalidSetting(f"ema.decay must be a number between 0 and 1, or null, found {self.decay!r}")
+        if not isinstance(self.warmup, bool):
+            raise InvalidSetting(f"ema.warmup must be true or false, found {self.warmup!r}")
+        if self.decay is None and not self.warmup:
+            raise InvalidSetting(
+                "agent.ema.warmup=false cannot act without an average: set agent.ema.decay, or leave it out"
+            )
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """How often ``last.ckpt`` is written, beside the end of every epoch and when a signal stops the run.
+
+    Attributes:
+        every_minutes: of training; ``None``: not by time.
+        every_steps: optimizer steps; ``None``: not by steps.
+    """
+
+    every_minutes: float | None = 10.0
+    every_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every_minutes is not None:
+            _require_positive("checkpoint.every_minutes", self.every_minutes)
+        if self.every_steps is not None:
+            _require_int("checkpoint.every_steps", self.every_steps, minimum=1)
+
+
+@dataclass(frozen=True)
+class DivergenceConfig:
+    """When gradients stop a run, see :class:`~navsim_recogdrive.policy.divergence.GradientWatch`.
+
+    Attributes:
+        factor: bound of the gradient norm, times the median of the last ``window`` norms; ``None``: no bound. Norms
+            that are not finite stop a run in any case.
+        window: optimizer steps that the median is of; before so many nothing is compared.
+        patience: steps in a row above the bound that stop the run.
+        skipped_steps: with ``precision=16-mixed``: steps in a row with gradients that are not finite that stop the run.
+    """
+
+    factor: float | None = 100.0
+    window: int = 100
+    patience: int = 5
+    skipped_steps: int = 20
+
+    def __post_init__(self) -> None:
+        if self.factor is not None:
+            _require_positive("divergence.factor", self.factor, above=1.0)
+        for name in ("window", "patience", "skipped_steps"):
+            _require_int(f"divergence.{name}", getattr(self, name), minimum=1)
+
+
+@dataclass(frozen=True)
+class PicturesConfig:
+    """Pictures of plans in the log of a training run, see :mod:`navsim_recogdrive.viz.training_pictures`.
+
+    Attributes:
+        every_epochs: after the first epoch, every so many, and the last; 0: none.
+        scenes: in a picture.
+    """
+
+    every_epochs: int = 5
+    scenes: int = 8
+
+    def __post_init__(self) -> None:
+        _require_int("pictures.every_epochs", self.every_epochs, minimum=0)
+        _require_int("pictures.scenes", self.scenes, minimum=1)
+        if self.every_epochs == 0 and self.scenes != type(self).scenes:
+            raise InvalidSetting("agent.pictures.scenes cannot act with agent.pictures.every_epochs=0: leave it out")
+
+
+@dataclass(frozen=True)
+class WandbConfig:
+    """Weights & Biases beside TensorBoard, see :mod:`navsim_recogdrive.policy.tracking`.
+
+    Attributes:
+        project: that runs are logged to; ``None``: they are not.
+        name: of the run; ``None``: Weights & Biases finds one.
+    """
+
+    project: str | None = None
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        for setting in ("project", "name"):
+            value = getattr(self, setting)
+            if value is not None and (not isinstance(value, str) or not value):
+                raise InvalidSetting(f"wandb.{setting} must be a text, or null, found {value!r}")
+        if self.name is not None and self.project is None:
+            raise InvalidSetting("agent.wandb.name cannot act without agent.wandb.project: set it, or leave it out")
+
+
+@dataclass(frozen=True)
 class PolicyConfig:
     """All settings of a :class:`~navsim_recogdrive.policy.policy.ReCogDrivePolicy` and its training.
 
@@ -198,6 +308,13 @@ class PolicyConfig:
             it.
         hidden_state_cache_miss: what a scene that the cache lacks leads to: ``error``, or ``vlm`` to run it.
         lora: shape of the adapters for ``vlm.training=lora``.
+        ema: the average of the trained weights.
+        checkpoint_weights: which weights of a checkpoint of a run with an average are loaded: ``averaged`` or ``raw``.
+        checkpoint: how often a run saves itself.
+        divergence: when gradients stop a run.
+        pictures: of plans, in the log of a training run.
+        wandb: where a training run is logged beside TensorBoard.
+        resume: the run that training goes on with: ``auto``, a ``last.ckpt``, or a run's folder; ``None``: a new one.
     """
 
     planner: PlannerConfig = field(default_factory=PlannerConfig)
@@ -211,6 +328,13 @@ class PolicyConfig:
     hidden_state_cache: str | None = None
     hidden_state_cache_miss: str = "error"
     lora: LoRA = field(default_factory=LoRA)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    checkpoint_weights: str = "averaged"
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    divergence: DivergenceConfig = field(default_factory=DivergenceConfig)
+    pictures: PicturesConfig = field(default_factory=PicturesConfig)
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    resume: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.cache_hidden_state, bool):
@@ -228,6 +352,12 @@ class PolicyConfig:
             )
         if self.hidden_state_cache_miss != "error" and self.hidden_state_cache is None:
             raise InvalidSetting("agent.hidden_state_cache_miss cannot act without agent.hidden_state_cache")
+        if self.checkpoint_weights not in WEIGHTS:
+            raise InvalidSetting(f"checkpoint_weights must be one of {WEIGHTS}, found {self.checkpoint_weights!r}")
+        if self.resume is not None and (not isinstance(self.resume, str) or not self.resume):
+            raise InvalidSetting(
+                f"resume must be auto, a checkpoint file, a run's folder, or null, found {self.resume!r}"
+            )
         training = self.vlm.training
         if training != "frozen" and self.cache_hidden_state:
             raise InvalidSetting(
@@ -239,6 +369,18 @@ class PolicyConfig:
             raise InvalidSetting(
                 f"agent.lora.{', agent.lora.'.join(changed)} cannot act with agent.vlm.training={training}: set "
                 "agent.vlm.training=lora, or leave it out"
+            )
+
+    def check_checkpoint(self, path: str | None) -> None:
+        """Make sure that there is a checkpoint whose weights are to be chosen.
+
+        Raises:
+            InvalidSetting: if there is none.
+        """
+        if path is None and self.checkpoint_weights != "averaged":
+            raise InvalidSetting(
+                f"agent.checkpoint_weights={self.checkpoint_weights} cannot act without agent.checkpoint_path: set it, "
+                "or leave it out"
             )
 
     @classmethod
@@ -255,6 +397,11 @@ class PolicyConfig:
             "imitation": ImitationConfig,
             "optimizer": OptimizerConfig,
             "lora": LoRA,
+            "ema": EMAConfig,
+            "checkpoint": CheckpointConfig,
+            "divergence": DivergenceConfig,
+            "pictures": PicturesConfig,
+            "wandb": WandbConfig,
         }
         parts: dict[str, Any] = {
             name: build_settings(kinds[name], value, name) if name in kinds else value
@@ -268,6 +415,11 @@ def with_vlm_group(settings: Mapping[str, Any]) -> dict[str, Any]:
     beside = {name: settings[name] for name in ("vlm_type", "cam_type") if name in settings}
     grouped = {name: value for name, value in settings.items() if name not in beside}
     return {**grouped, "vlm": {**grouped.get("vlm", {}), **beside}}
+
+
+def _require_positive(name: str, value: object, above: float = 0.0) -> None:
+    if not isinstance(value, float | int) or isinstance(value, bool) or not above < value < math.inf:
+        raise InvalidSetting(f"{name} must be a number above {above:g}, or null, found {value!r}")
 
 
 def _require_int(name: str, value: object, minimum: int) -> None:

@@ -35,23 +35,24 @@ _ABOUT = "_extra_state"
 _MODEL = "model."
 
 
-def read_trained_vlm(path: str | Path) -> TrainedVLM | None:
+def read_trained_vlm(path: str | Path, weights: str = "averaged") -> TrainedVLM | None:
     """What a checkpoint holds of a VLM that was trained together with its planner; ``None`` if nothing.
 
-    The weights are mapped into memory, not read.
+    The weights are mapped into memory, not read; which of them, see
+    :data:`~navsim_recogdrive.planner.checkpoints.WEIGHTS`.
 
     Raises:
         FileNotFoundError: if there is no such file.
         PlannerCheckpointError: if it cannot be read.
         VLMCheckpointError: if its VLM is of another format, damaged or without description.
     """
-    state = read_state_dict(path)
+    state = read_state_dict(path, weights)
     described = [key.removesuffix(_ABOUT) for key in state if f".{key}".endswith(f".vlm.{_ABOUT}")]
     if described:
         return _trained_in(state, described[0])
-    if weights := [key for key in state if key.startswith(("agent.vlm.", "vlm."))]:
+    if found := [key for key in state if key.startswith(("agent.vlm.", "vlm."))]:
         raise VLMCheckpointError(
-            f"{path} holds weights of a trained VLM ({weights[0]}, ...) without their description "
+            f"{path} holds weights of a trained VLM ({found[0]}, ...) without their description "
             f"(agent.vlm.{_ABOUT}): use the checkpoint as run_training.py wrote it"
         )
     return None

@@ -44,8 +44,9 @@ def scene_noise(
 ) -> tuple[Tensor, Tensor]:
     """Standard normal draws for a batch of scenes, each from its own seed, on the CPU.
 
-    Order of the draws per scene: the initial noise, then one draw per denoising step, the last step included
-    (the order of the published sampler).
+    Order of the draws per sample: the initial noise, then one draw per denoising step, the last step included
+    (the order of the published sampler). Samples are drawn one after the other, so that the first ones are the same
+    however many follow.
 
     Args:
         past_poses: [B, 4, 3] float32.
@@ -59,7 +60,9 @@ def scene_noise(
         Initial noise [B, N, horizon, 3] and step noise [K, B, N, horizon, 3], float32.
     """
     draws = [
-        torch.randn(num_steps + 1, num_samples, horizon, POSE_SIZE, generator=generator)
+        torch.stack(
+            [torch.randn(num_steps + 1, horizon, POSE_SIZE, generator=generator) for _ in range(num_samples)], dim=1
+        )
         for generator in scene_generators(past_poses, ego_status, seed)
     ]
     stacked = torch.stack(draws, dim=1)

@@ -13,8 +13,9 @@ from typing import Any
 import pytorch_lightning as pl
 
 from navsim_recogdrive.cache.identity import CacheIdentity
+from navsim_recogdrive.observation import CAMERA_SETS
 from navsim_recogdrive.planner.checkpoints import read_checkpoint
-from navsim_recogdrive.policy.configuration import InvalidSetting
+from navsim_recogdrive.policy.configuration import InvalidSetting, VLMConfig
 
 _KEY, _VLM = "navsim_recogdrive", "vlm"
 
@@ -33,7 +34,7 @@ class RememberVLM(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         """Add the entry."""
-        checkpoint[_KEY] = {_VLM: self._vlm.to_dict()}
+        checkpoint.setdefault(_KEY, {})[_VLM] = self._vlm.to_dict()
 
 
 def read_remembered_vlm(checkpoint: str | Path) -> CacheIdentity | None:
@@ -48,6 +49,35 @@ def read_remembered_vlm(checkpoint: str | Path) -> CacheIdentity | None:
     if not isinstance(remembered, Mapping) or _VLM not in remembered:
         return None
     return CacheIdentity.from_dict(remembered[_VLM])
+
+
+def remembered_vlm_config(checkpoint: str | Path) -> VLMConfig | None:
+    """How the VLM was run that the planner in a checkpoint file was trained with, without its path.
+
+    A prompt profile is remembered by its fingerprint alone, so it is left to ``auto``.
+
+    Returns:
+        Cameras, lengths and dtype; ``None`` if the file does not say.
+
+    Raises:
+        FileNotFoundError, PlannerCheckpointError, CacheIdentityError: as :func:`read_remembered_vlm`.
+        InvalidSetting: if it says what this version cannot do.
+    """
+    remembered = read_remembered_vlm(checkpoint)
+    if remembered is None:
+        return None
+    cam_types = [name for name, cameras in CAMERA_SETS.items() if cameras == remembered.cameras]
+    if not cam_types:
+        raise InvalidSetting(
+            f"the planner in {checkpoint} was trained with the cameras {list(remembered.cameras)}, this version knows "
+            f"{CAMERA_SETS}"
+        )
+    return VLMConfig(
+        dtype=remembered.dtype,
+        hidden_length=remembered.hidden_length,
+        max_tiles=remembered.max_tiles,
+        cam_type=cam_types[0],
+    )
 
 
 def check_remembered_vlm(checkpoint: str | Path, configured: CacheIdentity) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,21 @@ class InvalidReward(ValueError):
     """A reward with scores of another shape, or that are not numbers."""
 
 
+@dataclass(frozen=True, eq=False)
+class DrawnGroups:
+    """What a training step drew and what it was worth.
+
+    Attributes:
+        trajectories: ``[B, G, 8, 3]`` metres and radians, ego frame.
+        scores: ``[B, G]``.
+        valid: ``[B]`` bool, which scenes could be scored.
+    """
+
+    trajectories: NDArray[np.float32]
+    scores: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+
+
 class RLObjective:
     """Predictions and DiffGRPO loss of a batch (arXiv 2506.08052).
 
@@ -66,6 +81,7 @@ class RLObjective:
     Attributes:
         statistics: numbers of the last :meth:`loss`, for the log. Those of scored scenes are NaN where there is none.
         displacement: of validation plans from the expert's trajectory.
+        latest: groups of the last training :meth:`loss`, for pictures; ``None`` before the first.
 
     Raises:
         InvalidSetting: for a reference policy that is missing or of another kind than the planner.
@@ -86,6 +102,7 @@ class RLObjective:
         }
         self.statistics: dict[str, float] = {}
         self.displacement = ValidationDisplacement()
+        self.latest: DrawnGroups | None = None
 
     def predict(self, features: dict[str, Tensor]) -> dict[str, Any]:
         """Condition of a batch; when the planner is not in training mode also its plans.
@@ -144,6 +161,7 @@ class RLObjective:
         result = pending.result()
         waited = time.perf_counter() - start
         _check_result(result, trajectories.shape[:2])
+        self.latest = DrawnGroups(trajectories, result.scores, result.valid)
 
         valid = torch.as_tensor(result.valid, dtype=torch.bool, device=device)
         advantages = group_advantages(torch.as_tensor(result.scores, device=device), valid, config)

@@ -14,7 +14,8 @@
 #   OPENSCENE_DATA_ROOT  must be set, as must NUPLAN_MAPS_ROOT and NAVSIM_EXP_ROOT
 #   AGENT                agent config [recogdrive_2b]; recogdrive_8b for the 8B VLM
 #   SPLIT                train_test_split [navtrain]
-#   CACHE_PATH           the cache [NAVSIM_EXP_ROOT/AGENT_hidden_state_SPLIT]; with several nodes on a shared disk
+#   CACHE_PATH           the cache [NAVSIM_EXP_ROOT/AGENT_hidden_state_SPLIT, or AGENT_image_tiles_SPLIT with
+#                        agent.cache_hidden_state=false]; with several nodes on a shared disk
 #   GPUS_PER_NODE        GPUs of a node to use [those in CUDA_VISIBLE_DEVICES, else all]; 0: the CPU
 #   PROCESSES_PER_GPU    [1]; 2 where preparing images, not the GPU, is the limit; without a GPU: processes of a node
 #   THREADS_PER_PROCESS  threads that decode images, prepare them and compress beside the GPU [4]; 1: none beside it
@@ -23,61 +24,34 @@
 #   LOG_DIR              one log per process [NAVSIM_EXP_ROOT/caching_logs/AGENT_SPLIT]
 #   NAVSIM_DEVKIT_ROOT   a NAVSIM checkout where NAVSIM is not importable
 set -euo pipefail
-case "${1:-}" in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-# shellcheck source=scripts/environment.sh
-source "$HERE/../environment.sh"
-
-DRY_RUN=false
-if [[ ${1:-} == --dry-run ]]; then
-    DRY_RUN=true
-    shift
-fi
-for argument in "$@"; do
-    [[ $argument != -* ]] || { echo "unknown option $argument (see --help)" >&2; exit 2; }
-done
+# shellcheck source=scripts/common.sh
+source "$HERE/../common.sh"
+read_arguments "$@"
+require_variables OPENSCENE_DATA_ROOT NUPLAN_MAPS_ROOT NAVSIM_EXP_ROOT
 
 AGENT="${AGENT:-recogdrive_2b}"
 SPLIT="${SPLIT:-navtrain}"
-NNODES="${NNODES:-${SLURM_NNODES:-1}}"
-NODE_RANK="${NODE_RANK:-${SLURM_NODEID:-0}}"
 PROCESSES_PER_GPU="${PROCESSES_PER_GPU:-1}"
 THREADS_PER_PROCESS="${THREADS_PER_PROCESS:-4}"
-for name in OPENSCENE_DATA_ROOT NUPLAN_MAPS_ROOT NAVSIM_EXP_ROOT; do
-    [[ -n ${!name:-} ]] || { echo "$name is not set (see --help)" >&2; exit 2; }
-done
-CACHE_PATH="${CACHE_PATH:-$NAVSIM_EXP_ROOT/${AGENT}_hidden_state_$SPLIT}"
+CACHE_PATH="${CACHE_PATH:-$NAVSIM_EXP_ROOT/${AGENT}_$(cache_kind)_$SPLIT}"
 LOG_DIR="${LOG_DIR:-$NAVSIM_EXP_ROOT/caching_logs/${AGENT}_$SPLIT}"
 
-# The GPUs of this node as CUDA_VISIBLE_DEVICES names them: Slurm may have given this job some of them only.
-GPUS=()
-if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
-    IFS=, read -r -a GPUS <<<"$CUDA_VISIBLE_DEVICES"
-elif command -v nvidia-smi >/dev/null; then
-    mapfile -t GPUS < <(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null || true)
-fi
+mapfile -t GPUS < <(visible_gpus) # Slurm may have given this job some of the node's only
 GPUS_PER_NODE="${GPUS_PER_NODE:-${#GPUS[@]}}"
-for name in NNODES NODE_RANK GPUS_PER_NODE PROCESSES_PER_GPU THREADS_PER_PROCESS; do
-    [[ ${!name} =~ ^[0-9]+$ ]] || { echo "$name must be a whole number, found ${!name}" >&2; exit 2; }
-done
-if ((NODE_RANK >= NNODES)); then
-    echo "NODE_RANK=$NODE_RANK does not fit NNODES=$NNODES: ranks are 0 to $((NNODES - 1))" >&2
-    exit 2
-fi
-for name in PROCESSES_PER_GPU THREADS_PER_PROCESS; do
-    ((${!name} >= 1)) || { echo "$name must be at least 1" >&2; exit 2; }
-done
+set_nodes
+require_whole_number GPUS_PER_NODE
+require_positive PROCESSES_PER_GPU THREADS_PER_PROCESS
 if ((GPUS_PER_NODE > ${#GPUS[@]})); then
-    echo "GPUS_PER_NODE=$GPUS_PER_NODE, but this node shows ${#GPUS[@]} GPUs (nvidia-smi, CUDA_VISIBLE_DEVICES)" >&2
-    exit 2
+    _refuse "GPUS_PER_NODE=$GPUS_PER_NODE, but this node shows ${#GPUS[@]} GPUs (nvidia-smi, CUDA_VISIBLE_DEVICES)"
 fi
 PER_NODE=$((GPUS_PER_NODE > 0 ? GPUS_PER_NODE * PROCESSES_PER_GPU : PROCESSES_PER_GPU))
 
-find_navsim || { status=$?; [[ -z ${NAVSIM_MISSING:-} ]] || echo "$NAVSIM_MISSING" >&2; exit "$status"; }
+require_navsim
 
 say "NAVSIM v$NAVSIM_MAJOR: dividing $SPLIT among $((NNODES * PER_NODE)) processes"
 SHARDS="$(python -m navsim_recogdrive.agents.log_shards --shards "$((NNODES * PER_NODE))" "agent=$AGENT" \
-    "train_test_split=$SPLIT" "$@")"
+    "train_test_split=$SPLIT" "${OVERRIDES[@]}")"
 mapfile -t SHARDS <<<"$SHARDS"
 
 # In threads, not processes: they share one VLM.
@@ -104,8 +78,8 @@ for ((process = 0; process < PER_NODE; process++)); do
     fi
     command=(
         python "$NAVSIM_SCRIPT_ROOT/run_dataset_caching.py" "agent=$AGENT" "train_test_split=$SPLIT"
-        "experiment_name=caching_${AGENT}_$SPLIT/shard_$shard" "cache_path='$CACHE_PATH'" "${WORKER[@]}"
-        force_cache_computation=false "$@" "train_test_split.scene_filter.log_names=$logs"
+        "experiment_name=caching_${AGENT}_$SPLIT/shard_$shard" "cache_path=$(quoted "$CACHE_PATH")" "${WORKER[@]}"
+        force_cache_computation=false "${OVERRIDES[@]}" "train_test_split.scene_filter.log_names=$logs"
     )
     environment=()
     ((GPUS_PER_NODE == 0)) || environment=("CUDA_VISIBLE_DEVICES=${GPUS[process / PROCESSES_PER_GPU]}")

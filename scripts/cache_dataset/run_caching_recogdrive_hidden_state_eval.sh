@@ -6,5 +6,8 @@
 #
 # As run_caching_recogdrive_hidden_state.sh (see its --help), with SPLIT [navtest].
 set -euo pipefail
-case "${1:-}" in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
-SPLIT="${SPLIT:-navtest}" exec bash "$(dirname "${BASH_SOURCE[0]}")/run_caching_recogdrive_hidden_state.sh" "$@"
+HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+# shellcheck source=scripts/common.sh
+source "$HERE/../common.sh"
+help_if_asked "$@"
+SPLIT="${SPLIT:-navtest}" exec bash "$HERE/run_caching_recogdrive_hidden_state.sh" "$@"

@@ -16,22 +16,22 @@
 #   NAVSIM_DEVKIT_ROOT   a NAVSIM checkout where NAVSIM is not importable
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-# shellcheck source=scripts/environment.sh
-source "$HERE/../environment.sh"
 # shellcheck source=scripts/common.sh
 source "$HERE/../common.sh"
-case "${1:-}" in -h | --help) print_help "$0"; exit 0 ;; esac
+# shellcheck source=scripts/planning.sh
+source "$HERE/../planning.sh"
 read_arguments "$@"
 require_variables OPENSCENE_DATA_ROOT NUPLAN_MAPS_ROOT NAVSIM_EXP_ROOT
 
 SPLIT="${SPLIT:-navtest}"
 METRIC_CACHE_PATH="${METRIC_CACHE_PATH:-$NAVSIM_EXP_ROOT/metric_cache_$SPLIT}"
 require_navsim
+set_split
 if [[ $NAVSIM_MAJOR -ge 2 ]]; then
-    SETTINGS=("metric_cache_path='$METRIC_CACHE_PATH'" force_feature_computation=false)
+    SETTINGS=("metric_cache_path=$(quoted "$METRIC_CACHE_PATH")" force_feature_computation=false)
 else
-    SETTINGS=("cache.cache_path='$METRIC_CACHE_PATH'" cache.force_feature_computation=false)
+    SETTINGS=("cache.cache_path=$(quoted "$METRIC_CACHE_PATH")" cache.force_feature_computation=false)
 fi
 say "NAVSIM v$NAVSIM_MAJOR: metric caches of $SPLIT in $METRIC_CACHE_PATH"
 run_or_print python "$NAVSIM_SCRIPT_ROOT/run_metric_caching.py" "train_test_split=$SPLIT" \
-    "worker=${WORKER:-ray_distributed_no_torch}" "${SETTINGS[@]}" "${OVERRIDES[@]}"
+    "worker=${WORKER:-ray_distributed_no_torch}" "${SETTINGS[@]}" "${SPLIT_PATHS[@]}" "${OVERRIDES[@]}"

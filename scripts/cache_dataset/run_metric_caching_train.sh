@@ -7,5 +7,7 @@
 # the same train_test_split, and the same overrides of its scene filter, as in caching of hidden states.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-case "${1:-}" in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
+# shellcheck source=scripts/common.sh
+source "$HERE/../common.sh"
+help_if_asked "$@"
 SPLIT="${SPLIT:-navtrain}" exec bash "$HERE/run_metric_caching.sh" "$@"

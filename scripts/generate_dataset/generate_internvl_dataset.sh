@@ -24,11 +24,8 @@
 #   NAVSIM_DEVKIT_ROOT   a NAVSIM checkout where NAVSIM is not importable
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-# shellcheck source=scripts/environment.sh
-source "$HERE/../environment.sh"
 # shellcheck source=scripts/common.sh
 source "$HERE/../common.sh"
-case "${1:-}" in -h | --help) print_help "$0"; exit 0 ;; esac
 read_arguments "$@"
 require_variables OPENSCENE_DATA_ROOT NAVSIM_EXP_ROOT
 

@@ -23,11 +23,9 @@
 #   LOGS, WORKERS, NAVSIM_DEVKIT_ROOT   as for generate_internvl_dataset.sh
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-# shellcheck source=scripts/environment.sh
-source "$HERE/../environment.sh"
 # shellcheck source=scripts/common.sh
 source "$HERE/../common.sh"
-case "${1:-}" in -h | --help) print_help "$0"; exit 0 ;; esac
+help_if_asked "$@"
 
 SCENE_ARGUMENTS=()
 while (($# > 0)) && [[ $1 != -- ]]; do

@@ -22,17 +22,11 @@
 #   GPUS_PER_NODE     [SLURM_GPUS_ON_NODE, else those in CUDA_VISIBLE_DEVICES, else all]; 0: one process on the CPU
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-# shellcheck source=scripts/environment.sh
-source "$HERE/../environment.sh"
 # shellcheck source=scripts/common.sh
 source "$HERE/../common.sh"
 # shellcheck source=scripts/torchrun.sh
 source "$HERE/../torchrun.sh"
-case "${1:-}" in -h | --help) print_help "$0"; exit 0 ;; esac
-if [[ ${1:-} == --dry-run ]]; then
-    DRY_RUN=true
-    shift
-fi
+read_leading_options "$@"
 require_variables OUTPUT
 require_file MIXTURE
 [[ -z ${ACCELERATE_CONFIG:-} ]] || require_file ACCELERATE_CONFIG
@@ -47,6 +41,6 @@ if [[ -n ${ACCELERATE_CONFIG:-} ]]; then
         "--main_process_port=$MASTER_PORT"
     )
 fi
-ARGUMENTS=(--model "${MODEL:-OpenGVLab/InternVL3-2B}" --mixture "$MIXTURE" --output "$OUTPUT" --resume)
-((GPUS_PER_NODE > 0)) || ARGUMENTS+=(--cpu)
-run_or_print "${LAUNCH[@]}" -m navsim_recogdrive.pretraining.finetuning "${ARGUMENTS[@]}" "$@"
+SETTINGS=(--model "${MODEL:-OpenGVLab/InternVL3-2B}" --mixture "$MIXTURE" --output "$OUTPUT" --resume)
+((GPUS_PER_NODE > 0)) || SETTINGS+=(--cpu)
+run_or_print "${LAUNCH[@]}" -m navsim_recogdrive.pretraining.finetuning "${SETTINGS[@]}" "${ARGUMENTS[@]}"

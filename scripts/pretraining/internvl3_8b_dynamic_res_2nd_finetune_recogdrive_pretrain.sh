@@ -8,6 +8,8 @@
 # the GPUs. ACCELERATE_CONFIG= (empty) divides nothing, for --training lora.
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-case "${1:-}" in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
+# shellcheck source=scripts/common.sh
+source "$HERE/../common.sh"
+help_if_asked "$@"
 export MODEL="${MODEL:-OpenGVLab/InternVL3-8B}" ACCELERATE_CONFIG="${ACCELERATE_CONFIG-$HERE/fsdp.yaml}"
 exec bash "$HERE/internvl3_2b_dynamic_res_2nd_finetune_recogdrive_pretrain.sh" "$@"

@@ -6,5 +6,7 @@
 # As run_recogdrive_train_multi_node_rl_2b.sh (see its --help), with AGENT [recogdrive_8b_rl].
 set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
-case "${1:-}" in -h | --help) sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "$0"; exit 0 ;; esac
+# shellcheck source=scripts/common.sh
+source "$HERE/../common.sh"
+help_if_asked "$@"
 AGENT="${AGENT:-recogdrive_8b_rl}" exec bash "$HERE/run_recogdrive_train_multi_node_rl_2b.sh" "$@"

@@ -23,7 +23,10 @@ REPOSITORY = Path(__file__).parents[2]
 
 
 class Runners:
-    """Runs NAVSIM's scripts from an empty folder, as a user would; ``output`` is what the last one printed."""
+    """Runs NAVSIM's scripts from an empty folder, as a user would; ``output`` is what the last one printed.
+
+    They run in ``environment``, which a test may change.
+    """
 
     def __init__(self, world: Path, vlm: Path, folder: Path) -> None:
         import navsim.planning.script as script
@@ -36,7 +39,7 @@ class Runners:
         self._scripts = Path(script.__file__).parent
         self._cwd = folder / "elsewhere"
         self._cwd.mkdir()
-        self._env = {
+        self.environment = {
             **os.environ,
             "OPENSCENE_DATA_ROOT": str(world),
             "NUPLAN_MAPS_ROOT": str(world / "maps"),
@@ -53,7 +56,7 @@ class Runners:
         done = subprocess.run(
             [*prefix, str(self._scripts / script), *overrides],
             cwd=self._cwd,
-            env=self._env,
+            env=self.environment,
             capture_output=True,
             text=True,
         )
@@ -70,14 +73,14 @@ class Runners:
         )
         return root
 
-    def score(self, agent: list[str], name: str) -> pd.DataFrame:
+    def score(self, agent: list[str], name: str, worker: tuple[str, ...] = ("worker=sequential",)) -> pd.DataFrame:
         script = "run_pdm_score_one_stage.py" if self.major >= 2 else "run_pdm_score.py"
         self.run(
             script,
             *agent,
             "train_test_split=test",
             EVERY_FRAME,
-            "worker=sequential",
+            *worker,
             f"experiment_name={name}",
             f"metric_cache_path={self.experiments / 'metric_cache'}",
         )

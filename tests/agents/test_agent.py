@@ -65,6 +65,31 @@ def test_same_scene_same_trajectory_in_any_order(
     assert not np.array_equal(forwards[tokens[0]], plan(deterministic, tokens[:1])[tokens[0]])
 
 
+def test_either_kind_of_weights_can_be_scored(
+    make_agent: Callable[..., Any], scene_loader: Callable[..., Any], checkpoint: Path
+) -> None:
+    from navsim_recogdrive.planner.checkpoints import PlannerCheckpointError
+    from navsim_recogdrive.policy.configuration import InvalidSetting
+
+    with pytest.raises(PlannerCheckpointError, match=r"no raw weights.*leave out agent\.checkpoint_weights=raw"):
+        make_agent(checkpoint_path=str(checkpoint), checkpoint_weights="raw")
+    with pytest.raises(InvalidSetting, match=r"cannot act without agent\.checkpoint_path"):
+        make_agent(checkpoint_weights="raw")
+
+    averaged = torch.load(checkpoint, weights_only=True)["state_dict"]
+    changed = {key: value + 0.1 if key.endswith("linear.weight") else value for key, value in averaged.items()}
+    torch.save({"state_dict": averaged, "current_model_state": changed}, checkpoint)
+    plans = {}
+    for which, expected in (("averaged", averaged), ("raw", changed)):
+        agent = make_agent(checkpoint_path=str(checkpoint), checkpoint_weights=which)
+        for key, value in agent.state_dict().items():
+            assert torch.equal(value, expected[f"agent.{key}"]), key
+        agent.initialize()
+        loader = scene_loader("test", agent.get_sensor_config())
+        plans[which] = agent.compute_trajectory(loader.get_agent_input_from_token(loader.tokens[0])).poses
+    assert not np.array_equal(plans["averaged"], plans["raw"])
+
+
 def test_forward_and_loss_like_the_runner(make_agent: Callable[..., Any], scene_loader: Callable[..., Any]) -> None:
     agent = make_agent(imitation={"draws_per_scene": 3}, optimizer={"epochs": 4})
     loader = scene_loader("test", agent.get_sensor_config())

@@ -60,12 +60,16 @@ def test_joint_chain(runners: Runners, tiny_world: Path) -> None:
     frozen = _train(runners, tiny_world, "frozen", *JOINT, *UNCACHED, "trainer.params.max_epochs=1")
     assert not _weights(frozen), "a frozen VLM must not be in the checkpoint"
 
-    lora = _train(runners, tiny_world, "lora", *LORA, cache, *FROM_CACHE, "trainer.params.max_epochs=2")
+    averaging = ["trainer.params.max_epochs=2", "agent.ema.decay=0.9"]
+    lora = _train(runners, tiny_world, "lora", *LORA, cache, *FROM_CACHE, *averaging)
     adapters = _weights(lora)
     assert len(adapters) == 1 + 2 * 7 * 2, "its description, and A and B of seven layers in each of two decoder layers"
     moved = [value.abs().max() > 0 for key, value in adapters.items() if "lora_B" in key]  # they start at zero
     assert moved
     assert all(moved)
+    raw = torch.load(lora, weights_only=True)["current_model_state"]
+    assert adapters.keys() == {key for key in raw if key.startswith("agent.vlm.")}
+    assert all(torch.equal(value, raw[key]) == key.endswith("_extra_state") for key, value in adapters.items())
 
     full = _train(runners, tiny_world, "full", *FULL, cache, *FROM_CACHE, "trainer.params.max_epochs=1")
     assert any("vision_tower" in key for key in _weights(full))

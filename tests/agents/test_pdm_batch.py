@@ -200,3 +200,14 @@ def test_an_unknown_scorer_setting_is_refused() -> None:
 
     with pytest.raises(ValueError, match="no scorer setting comfy_weight; it has progress_weight"):
         Scorer({"comfy_weight": 1.0})
+
+
+def test_plans_of_one_scene_are_scored_as_navsim_does(metric_cache: Path, scenes: list[Any]) -> None:
+    from navsim_recogdrive.agents.log_scene import SceneNotFound, score_plans
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder
+
+    trajectories = proposals(3)[::4]
+    found = score_plans(metric_cache, MetricCacheFolder(metric_cache).tokens[0], trajectories)
+    assert_same({name: np.array(values) for name, values in found.items()}, score_one_by_one(scenes[0], trajectories))
+    with pytest.raises(SceneNotFound, match="scene 0123 cannot be scored.*no metric cache"):
+        score_plans(metric_cache, "0123", trajectories)

@@ -71,6 +71,8 @@ def test_no_reference_policy(make: Callable[..., Any], imitation: Path, tmp_path
         make(reference_policy_checkpoint=str(tmp_path / "nowhere.ckpt"))
     with pytest.raises(InvalidSetting, match="needs a trained planner to start from"):
         make(rl={"bc_weight": 0.0})
+    with pytest.raises(InvalidSetting, match=r"checkpoint_weights=raw cannot act without agent\.checkpoint_path"):
+        make(reference_policy_checkpoint=str(imitation), checkpoint_weights="raw")
 
 
 def test_reference_policy_of_another_size(make: Callable[..., Any], tmp_path: Path) -> None:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import sys
+from collections import Counter
 from pathlib import Path
 
 import psutil
 import pytest
 import torch
+from observed_runs import Observed, batches, final
 from runners import EVERY_FRAME, ON_CPU, Runners
 from tiny_sizes import TINY_AGENT
+
+from navsim_recogdrive.policy.preemption import EXIT_STATUS
 
 pytestmark = pytest.mark.navsim
 
@@ -106,12 +109,16 @@ def test_rl_chain(runners: Runners, prepared: Prepared) -> None:
         "trainer.params.max_epochs=2",
         "trainer.params.limit_val_batches=1",
         "agent.reward.workers=1",
+        "agent.ema.decay=0.9",
     )
     (last,) = (runners.experiments / "rl").rglob("last.ckpt")
     assert list(last.parent.glob("best-*.ckpt"))
     before, after = planner(prepared.imitation), planner(last)
     assert set(after) == set(before), "neither the reference policy nor the reward is in the checkpoint"
     assert any(not torch.equal(before[name], after[name]) for name in before)
+    raw = torch.load(last, weights_only=True)["current_model_state"]
+    assert set(raw) == set(after)
+    assert any(not torch.equal(raw[name], after[name]) for name in raw), "the average of two epochs' updates"
 
     log = logged(runners.experiments / "rl")
     steps = math.ceil(14 / 4)  # per epoch
@@ -173,15 +180,12 @@ def test_two_ranks_with_accumulation_bf16_and_missing_metric_caches(
         "dataloader.params.batch_size=2",
         "agent.reward.workers=1",
         f"agent.metric_cache_path={metric_cache}",
-    )
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
-    output = runners.run(
-        "run_training.py",
-        *arguments,
         "agent.missing_metric_caches=skip",
-        "experiment_name=two_ranks",
-        prefix=torchrun,
+        "agent.resume=auto",
     )
+    two_ranks = Observed(runners, 2, arguments)
+    whole = two_ranks.train("two_ranks")
+    output = two_ranks.output
     assert output.count(f"training: 1 of 14 scenes have no metric cache in {metric_cache}: {token}") == 1, "by one rank"
     log = logged(runners.experiments / "two_ranks")
     # 14 scenes, batches of 2 on two ranks: 16 places, in one or two of which the scene without reward stands.
@@ -191,3 +195,17 @@ def test_two_ranks_with_accumulation_bf16_and_missing_metric_caches(
     assert log["val/scored_scenes"] == [8.0], "7 scenes, and one twice because ranks get equally many"
     (last,) = (runners.experiments / "two_ranks").rglob("last.ckpt")
     assert all(torch.isfinite(value).all() for name, value in planner(last).items() if "eta" not in name)
+
+    assert final(whole[0]) == final(whole[1]), "both ranks hold the same weights"
+    seen = Counter(token for notes in whole for batch in batches(notes) for token in batch["tokens"])
+    assert len(seen) == seen.total() == 14, "every scene once"
+
+    # One rank alone is asked to stop, in the middle of a step and while gradients accumulate.
+    stopped = two_ranks.train("stopped", signal="1:1:SIGTERM")
+    for notes in stopped:
+        assert final(notes) == {"exit": EXIT_STATUS, "step": 1}, "both, after the same update"
+    resumed = two_ranks.train("stopped")
+    for rank in range(2):
+        assert batches(stopped[rank]) + batches(resumed[rank]) == batches(whole[rank])
+        assert final(resumed[rank]) == final(whole[rank])
+    assert not reward_workers(runners)

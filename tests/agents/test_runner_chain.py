@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from runners import EVERY_FRAME, ON_CPU, Runners
 from tiny_sizes import TINY_AGENT
 
@@ -51,10 +52,19 @@ def test_chain(runners: Runners, tiny_world: Path) -> None:
         "trainer.params.gradient_clip_val=1.0",
         "+trainer.params.enable_progress_bar=false",
         "agent.optimizer.warmup_epochs=1",
+        "agent.ema.decay=0.999",
     )
     (last,) = (runners.experiments / "training").rglob("last.ckpt")
     assert list(last.parent.glob("best-*.ckpt"))
     assert last.stat().st_size < 50e6, "the VLM must not be in the checkpoint"
+
+    saved = torch.load(last, weights_only=True)
+    averaged, raw = saved["state_dict"], saved["current_model_state"]
+    assert averaged.keys() == raw.keys()
+    assert all(key.startswith("agent.action_head.") for key in averaged)
+    assert any(not torch.equal(averaged[key], raw[key]) for key in averaged)
+    average_alone = last.with_name("average.ckpt")
+    torch.save({"state_dict": averaged}, average_alone)
 
     runners.cache_metrics()
     ours = [*TINY_AGENT, f"agent.checkpoint_path={last}"]
@@ -63,7 +73,7 @@ def test_chain(runners: Runners, tiny_world: Path) -> None:
     assert len(scenes) > 5
     assert scenes["valid"].astype(bool).all()
     assert scenes["score"].between(0, 1).all()
-    again = runners.score(ours, "score_again")
+    again = runners.score([*TINY_AGENT, f"agent.checkpoint_path={average_alone}"], "score_again")
     columns = ["token", "score"]
     first, second = (frame[columns].sort_values("token").reset_index(drop=True) for frame in (table, again))
     pd.testing.assert_frame_equal(first, second)

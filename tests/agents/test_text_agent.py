@@ -68,6 +68,9 @@ def test_chain_of_a_vlm_that_writes_no_plan(runners: Runners) -> None:
     assert theirs["score"].nunique() > 1
     columns = ["token", "valid", "score"]
     pd.testing.assert_frame_equal(ours[columns], theirs[columns])
+    ray = ("worker=ray_distributed_no_torch", "worker.threads_per_node=2")
+    parallel = _scenes(runners.score(TINY_TEXT_AGENT, "text_ray", ray))
+    pd.testing.assert_frame_equal(parallel[columns], ours[columns])
 
 
 def test_chain_of_a_vlm_that_writes_a_plan(runners: Runners, tmp_path: Path) -> None:

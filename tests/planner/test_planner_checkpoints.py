@@ -75,6 +75,26 @@ def test_reinforcement_checkpoint_sets_the_reference_policy_aside(config, traine
     assert_same_weights(planner, trained)
 
 
+def test_averaged_weights_and_the_raw_ones_beside_them(config, trained, tmp_path):
+    averaged = with_prefix(trained.state_dict(), PUBLISHED_PREFIX)
+    raw = with_prefix(DiffusionPlanner(config).state_dict(), PUBLISHED_PREFIX)
+    path = tmp_path / "averaged.ckpt"
+    torch.save({"state_dict": averaged, "current_model_state": raw}, path)
+    for weights, expected in (({}, averaged), ({"weights": "averaged"}, averaged), ({"weights": "raw"}, raw)):
+        planner = DiffusionPlanner(config)
+        load_planner_weights(planner, path, **weights)
+        for name, value in planner.state_dict().items():
+            assert torch.equal(value, expected[PUBLISHED_PREFIX + name]), name
+
+    plain = lightning(averaged, tmp_path / "plain.ckpt")
+    save_file(trained.state_dict(), tmp_path / "plain.safetensors")
+    for file in (plain, tmp_path / "plain.safetensors"):
+        with pytest.raises(PlannerCheckpointError, match=r"holds no raw weights.*agent\.ema\.decay"):
+            load_planner_weights(DiffusionPlanner(config), file, "raw")
+    with pytest.raises(ValueError, match="weights must be one of"):
+        load_planner_weights(DiffusionPlanner(config), plain, "swa")
+
+
 def test_planner_beside_a_vlm(config, trained, tmp_path):
     state = with_prefix(trained.state_dict(), PUBLISHED_PREFIX) | {"agent.vlm.lm_head.weight": torch.ones(3)}
     planner = DiffusionPlanner(config)

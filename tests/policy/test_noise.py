@@ -25,6 +25,19 @@ def test_noise_belongs_to_the_scene() -> None:
     assert not torch.equal(initial, scene_noise(poses, status, **{**SIZES, "seed": 1})[0])
 
 
+def test_the_first_samples_are_the_same_however_many_follow() -> None:
+    poses, status = _scenes(1)
+    few, many = (scene_noise(poses, status, **{**SIZES, "num_samples": samples}) for samples in (1, 16))
+    assert torch.equal(few[0][:, 0], many[0][:, 0])
+    assert torch.equal(few[1][:, :, 0], many[1][:, :, 0])
+    assert not torch.equal(many[1][:, :, 0], many[1][:, :, 1])
+    # One trajectory is drawn as it always was, whatever is drawn beside it.
+    generator = torch.Generator().manual_seed(scene_seed(poses[0], status[0], 0))
+    alone = torch.randn(6, 1, 8, 3, generator=generator)
+    assert torch.equal(few[0][0], alone[0])
+    assert torch.equal(few[1][:, 0], alone[1:])
+
+
 def test_seed_sees_every_number_but_not_the_sign_of_zero() -> None:
     poses, status = torch.zeros(4, 3), torch.zeros(8)
     seed = scene_seed(poses, status, 0)

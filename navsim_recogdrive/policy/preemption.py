@@ -1,0 +1,85 @@
+"""Signals that announce the end of a job: the run writes its checkpoint first, on all ranks after the same step.
+
+A cluster that takes its machines back sends SIGTERM some time before SIGKILL, or the signal that the job asked for
+(Slurm: ``--signal=USR1@120``). The run then ends with exit status :data:`EXIT_STATUS`, and the same command with
+``agent.resume=auto`` goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from lightning_fabric.utilities.seed import pl_worker_init_function
+
+logger = logging.getLogger(__name__)
+
+EXIT_STATUS = 75
+"""Exit status of a run that was asked to end and wrote its checkpoint: sysexits' EX_TEMPFAIL, try again later."""
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+WORKER_GRACE_S = 120
+"""Seconds that a loader's worker process goes on after SIGTERM, for its parent to finish the step."""
+
+
+class Preempted(SystemExit):
+    """Ends a run after its checkpoint; no error, so that no traceback hides what the log says."""
+
+    def __init__(self) -> None:
+        super().__init__(EXIT_STATUS)
+
+
+class StopRequest:
+    """Whether one of :data:`SIGNALS` has come, while it listens.
+
+    Its handlers take the place of Lightning's. Those would talk to the other ranks from inside the handler, which hangs
+    where a rank is in another collective call, and under Slurm write a checkpoint in the middle of a step.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def listen(self) -> None:
+        """Install the handlers; does nothing outside the main thread, where Python allows none."""
+        if threading.current_thread() is threading.main_thread() and not self._previous:
+            self._previous = {number: signal.signal(number, self._handle) for number in SIGNALS}
+
+    def stop_listening(self) -> None:
+        """Put back what was there before."""
+        for number, handler in self._previous.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        self._previous = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        # No logging here: the interrupted code may hold the log's lock.
+        self.received = signal.Signals(number)
+
+
+def start_worker(then: Callable[[int], None] | None, rank: int, worker_id: int) -> None:
+    """Start of a loader's worker process: let the signals pass, then what would have been the start.
+
+    Slurm signals every process of a job step. A worker that ended at once would fail its parent's step.
+
+    Args:
+        then: the loader's own ``worker_init_fn``; ``None``: Lightning's, where it seeds workers.
+        rank: of the parent.
+        worker_id: counted from 0.
+    """
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_later)
+    if then is not None:
+        then(worker_id)
+    elif int(os.environ.get("PL_SEED_WORKERS", 0)):
+        pl_worker_init_function(worker_id, rank)
+
+
+def _end_later(number: int, frame: FrameType | None) -> None:
+    # Never ignored for good: at its own end Python sends its workers SIGTERM and waits for them. SIGALRM ends this one.
+    signal.alarm(WORKER_GRACE_S)

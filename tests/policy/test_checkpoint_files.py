@@ -1,0 +1,106 @@
+"""Checkpoint files that a killed writer leaves whole, random states, and workers that outlive a signal."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from interrupted_training import run
+
+from navsim_recogdrive.policy import preemption, random_state
+from navsim_recogdrive.policy.checkpoint_files import AtomicCheckpointIO
+
+# A tensor that is announced and then kills the process: half a file has been written by then.
+KILLED_WRITER = """
+import os, signal, sys, torch
+from navsim_recogdrive.policy.checkpoint_files import AtomicCheckpointIO
+save = torch.save
+def half(content, file):
+    save(content, file)
+    file.truncate(file.tell() // 2)
+    file.flush()
+    os.kill(os.getpid(), signal.SIGKILL)
+torch.save = half
+AtomicCheckpointIO().save_checkpoint({"value": 2}, sys.argv[1])
+"""
+
+
+def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoints" / "last.ckpt"
+    files = AtomicCheckpointIO()
+    files.save_checkpoint({"value": 1}, path)
+    killed = subprocess.run([sys.executable, "-c", KILLED_WRITER, str(path)], cwd=Path(__file__).parents[2])
+    assert killed.returncode == -signal.SIGKILL
+    assert len(list(path.parent.iterdir())) == 2
+    assert files.load_checkpoint(path) == {"value": 1}
+    files.save_checkpoint({"value": 3}, path)
+    assert files.load_checkpoint(path) == {"value": 3}
+    assert list(path.parent.iterdir()) == [path], "what the killed one left is gone"
+
+
+def test_a_disk_that_is_full_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "last.ckpt"
+    files = AtomicCheckpointIO()
+    files.save_checkpoint({"value": 1}, path)
+
+    def full(*_: object) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        files.save_checkpoint({"value": 2}, path)
+    assert files.load_checkpoint(path) == {"value": 1}
+
+
+def test_a_checkpoint_is_read_as_data_only(tmp_path: Path) -> None:
+    torch.save({"code": Path("x")}, tmp_path / "bad.ckpt")
+    with pytest.raises(Exception, match="weights_only"):
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "bad.ckpt", weights_only=False)
+
+
+def test_a_run_writes_and_reads_with_it(tmp_path: Path) -> None:
+    _, _, trainer = run(tmp_path, epochs=1)
+    assert isinstance(trainer.strategy.checkpoint_io, AtomicCheckpointIO)
+    names = sorted(path.name for path in tmp_path.rglob("*") if path.is_file())
+    assert names == ["best-epoch=000.ckpt", "last.ckpt"]
+    for path in tmp_path.rglob("*.ckpt"):
+        assert torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_random_states_survive_a_file(tmp_path: Path) -> None:
+    def draw() -> tuple[float, float, float, float]:
+        return random.gauss(0, 1), np.random.normal(), np.random.rand(), float(torch.rand(()))  # noqa: NPY002
+
+    draw()  # half of a pair of normal numbers is kept by both
+    cpu = torch.device("cpu")
+    torch.save(random_state.capture(cpu), tmp_path / "state")
+    expected = [draw(), draw()]
+    random_state.restore(torch.load(tmp_path / "state", weights_only=True), cpu)
+    assert [draw(), draw()] == expected
+
+
+def test_a_loaders_worker_outlives_the_signals_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(preemption, "WORKER_GRACE_S", 1)
+    started: list[int] = []
+    child = os.fork()
+    if child == 0:
+        preemption.start_worker(started.append, 0, 3)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        if started != [3]:
+            os._exit(1)
+        time.sleep(30)
+        os._exit(2)
+    begun = time.monotonic()
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGALRM, "the grace is over"
+    assert time.monotonic() - begun < 20
