@@ -26,7 +26,7 @@ INSTALL_REQUIRES = [
     "shapely>=2.0.6,<3",
     "opencv-python>=4.9,<6",
     "pandas>=2.1,<4",
-    "pillow>=10.0",
+    "pillow>=10.1",
     "PyYAML>=6.0",
     "tqdm>=4.60",
     "blosc2>=2.7",  # compresses cached hidden states
@@ -81,6 +81,12 @@ LABELS = ["openai>=1.60", "tenacity>=9.0"]
 # The server that the client is tested against: transformers serve.
 SERVER = ["fastapi>=0.115", "uvicorn>=0.30"]
 
+# Bird's-eye views as PDF and SVG; PNG needs nothing.
+PICTURES = ["matplotlib"]
+
+# Training runs logged to Weights & Biases (agent.wandb.project); TensorBoard comes with the navsim extra.
+WANDB = ["wandb>=0.17"]
+
 # The pages in docs/, built by Sphinx from Markdown; a test builds them.
 DOCS = ["sphinx>=8.1", "myst-parser>=4.0", "furo>=2024.8.6"]
 
@@ -90,6 +96,9 @@ TEST = [
     *LABELS,
     *SERVER,
     *DOCS,
+    *PICTURES,
+    *WANDB,
+    "tensorboard",
     "hypothesis>=6.100",
     "pytest>=8",
     "pytest-xdist>=3.8",
@@ -120,10 +129,12 @@ setup(
         "docs": DOCS,
         "lora": LORA,
         "labels": LABELS,
+        "pictures": PICTURES,
         "pretraining": PRETRAINING,
         "quickstart": QUICKSTART,
         "server": SERVER,
         "test": TEST,
+        "wandb": WANDB,
         "dev": [*TEST, "ruff>=0.12", "mypy>=1.15", "import-linter>=2.3"],
     },
     entry_points={

@@ -34,7 +34,9 @@ SIZE=(
     agent.planner.hidden_state_size=64 agent.planner.num_heads=4 agent.planner.head_dim=16 agent.planner.num_layers=4
     agent.planner.output_size=64 agent.planner.mlp_hidden_size=128
 )
-EVERY_FRAME=train_test_split.scene_filter.frame_interval=1
+# Scenes of every second frame to train on: neighbours differ little. Of every frame to score: v2.x compares neighbours.
+INTERVAL=train_test_split.scene_filter.frame_interval
+declare -A SCENES=([trainval]="$INTERVAL=2" [test]="$INTERVAL=1")
 if [[ $NAVSIM_MAJOR -ge 2 ]]; then
     SCORE=run_pdm_score_one_stage.py METRIC_CACHE=metric_cache_path FORCE=force_feature_computation
 else
@@ -51,21 +53,23 @@ keep() {
     mv "$3.part" "$3"
 }
 
-python -m navsim_recogdrive.world "$OUT/world" --preset quickstart --train-logs 32 --test-logs 12
+# Many short drives: with few long ones the planner of imitation learns scenes by heart.
+python -m navsim_recogdrive.world "$OUT/world" --preset quickstart --train-logs 120 --val-logs 12 --test-logs 36 \
+    --seconds-per-log 16
 logs() { python -c 'import json, sys; print(",".join(json.load(open(sys.argv[1]))[sys.argv[2] + "_logs"]))' "$OUT/world/world.json" "$1"; }
 [[ -f $VLM_PATH/config.json ]] || python -m navsim_recogdrive.vlm.tiny_checkpoint "$VLM_PATH" --hidden-size 64 --tile-size 112
 
 for split in trainval test; do
     if [[ ! -f $OUT/hidden_states_$split.complete ]]; then
         stage "hidden states of $split"
-        navsim run_dataset_caching.py agent=recogdrive_2b "${SIZE[@]}" "train_test_split=$split" "$EVERY_FRAME" \
+        navsim run_dataset_caching.py agent=recogdrive_2b "${SIZE[@]}" "train_test_split=$split" "${SCENES[$split]}" \
             worker=sequential experiment_name=caching "cache_path='$OUT/hidden_states_$split'" \
             force_cache_computation=false
         touch "$OUT/hidden_states_$split.complete"
     fi
     if [[ ! -f $NAVSIM_EXP_ROOT/metric_cache_$split.complete ]]; then
         stage "metric caches of $split"
-        navsim run_metric_caching.py "train_test_split=$split" "$EVERY_FRAME" worker=sequential \
+        navsim run_metric_caching.py "train_test_split=$split" "${SCENES[$split]}" worker=sequential \
             "$METRIC_CACHE='$NAVSIM_EXP_ROOT/metric_cache_$split'" "$FORCE=false"
         touch "$NAVSIM_EXP_ROOT/metric_cache_$split.complete"
     fi
@@ -89,7 +93,7 @@ score() {
     [[ $2 != il ]] || checkpoint="$OUT/il/seed_$1.ckpt"
     stage "seed $1: $SCORE, $2"
     navsim "$SCORE" agent=recogdrive_2b "${SIZE[@]}" "agent.checkpoint_path='$checkpoint'" "agent.sampling.seed=$1" \
-        "agent.hidden_state_cache='$OUT/hidden_states_test'" train_test_split=test "$EVERY_FRAME" worker=sequential \
+        "agent.hidden_state_cache='$OUT/hidden_states_test'" train_test_split=test "${SCENES[test]}" worker=sequential \
         "experiment_name=score_$2_seed_$1" "metric_cache_path='$NAVSIM_EXP_ROOT/metric_cache_test'"
     keep "score_$2_seed_$1" '*.csv' "$file"
 }
@@ -105,11 +109,11 @@ for seed in ${SEEDS:-0 1 2}; do
     if [[ ! -f $NAVSIM_EXP_ROOT/seed_$seed/rl.ckpt ]]; then
         stage "seed $seed: reinforcement learning"
         train "$seed" "rl_seed_$seed" agent=recogdrive_2b_rl agent.optimizer.learning_rate=5e-4 \
-            agent.rl.advantage_scale=global \
+            agent.rl.advantage_scale=global agent.rl.rollout_std_floor=0.02 \
             "agent.reference_policy_checkpoint='$OUT/il/seed_$seed.ckpt'" \
             "agent.metric_cache_path='$NAVSIM_EXP_ROOT/metric_cache_trainval'" \
-            "agent.reward.workers=${REWARD_WORKERS:-1}" agent.reward.scenes_in_memory=1000 \
-            "trainer.params.max_epochs=${RL_EPOCHS:-4}" dataloader.params.batch_size=8
+            "agent.reward.workers=${REWARD_WORKERS:-1}" agent.reward.scenes_in_memory=1500 \
+            "trainer.params.max_epochs=${RL_EPOCHS:-4}" dataloader.params.batch_size=16
         keep "rl_seed_$seed" last.ckpt "$NAVSIM_EXP_ROOT/seed_$seed/rl.ckpt"
     fi
     score "$seed" il

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_sizes import TINY_HIDDEN_SIZE, TINY_TILE
+from tiny_sizes import TINY_HIDDEN_LENGTH, TINY_HIDDEN_SIZE, TINY_PLANNER, TINY_TILE
 
 # Tiny models gain nothing from more threads, and OpenMP threads that spin for a busy core cost 60 times as much.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -42,6 +42,33 @@ def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("vlm") / "tiny"
     write_tiny_checkpoint(folder, hidden_size=TINY_HIDDEN_SIZE, tile_size=TINY_TILE)
     return folder
+
+
+@pytest.fixture(scope="session")
+def planner_checkpoint(tiny_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As training leaves it: a planner that looks at its condition, and what VLM it was trained with."""
+    import torch
+
+    from navsim_recogdrive.planner.configuration import PlannerConfig
+    from navsim_recogdrive.planner.planner import DiffusionPlanner
+    from navsim_recogdrive.policy.backbones import SharedBackbone
+    from navsim_recogdrive.policy.configuration import VLMConfig
+
+    torch.manual_seed(0)
+    planner = DiffusionPlanner(PlannerConfig(**TINY_PLANNER))  # type: ignore[arg-type]
+    for parameter in planner.parameters():
+        if parameter.requires_grad:
+            parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    vlm = VLMConfig(path=str(tiny_vlm), dtype="float32", hidden_length=TINY_HIDDEN_LENGTH)
+    path = tmp_path_factory.mktemp("planner") / "last.ckpt"
+    torch.save(
+        {
+            "state_dict": {f"agent.action_head.{key}": value for key, value in planner.state_dict().items()},
+            "navsim_recogdrive": {"vlm": SharedBackbone(vlm, "cpu").identity().to_dict()},
+        },
+        path,
+    )
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,8 @@ from navsim_recogdrive.policy.policy import ReCogDrivePolicy
 from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
 from navsim_recogdrive.policy.resume import Resumed, find_checkpoint, read_resumed
 from navsim_recogdrive.policy.run_settings import run_settings
+from navsim_recogdrive.policy.tracking import WandbTracking
+from navsim_recogdrive.viz.training_pictures import training_pictures
 
 _log = logging.getLogger(__name__)
 
@@ -243,16 +245,21 @@ class ReCogDriveAgent(AbstractAgent):
         return [*self._common_callbacks(vlm), advice]
 
     def _common_callbacks(self, vlm: CacheIdentity | None, best_score: str | None = None) -> list[pl.Callback]:
-        return training_callbacks(
-            self._objective.displacement,
-            vlm,
-            best_score=best_score,
-            ema=self.config.ema,
-            checkpoint=self.config.checkpoint,
-            divergence=self.config.divergence,
-            settings=self._run_settings,
-            resumed=self._resumed,
-        )
+        config = self.config
+        return [
+            *training_callbacks(
+                self._objective.displacement,
+                vlm,
+                best_score=best_score,
+                ema=config.ema,
+                checkpoint=config.checkpoint,
+                divergence=config.divergence,
+                settings=self._run_settings,
+                resumed=self._resumed,
+            ),
+            *training_pictures(config.pictures, self._objective.displacement, self._objective),
+            *([] if config.wandb.project is None else [WandbTracking(config.wandb)]),
+        ]
 
     def _find_resumed(self) -> Resumed | None:
         resume = self.config.resume

@@ -77,6 +77,8 @@ def main(cfg: DictConfig) -> None:
             cfg.trainer.params,
             read_identity(cache_path),
             config.ema,
+            config.pictures,
+            config.wandb,
         )
         logger.info("Last checkpoint: %s", checkpoint)
     elif cfg.stage == "score":

@@ -13,11 +13,13 @@ from navsim_recogdrive.cache.identity import CacheIdentity
 from navsim_recogdrive.offline.feature_cache import CachedScenes
 from navsim_recogdrive.planner.planner import DiffusionPlanner
 from navsim_recogdrive.policy.callbacks import training_callbacks
-from navsim_recogdrive.policy.configuration import EMAConfig, OptimizerConfig
+from navsim_recogdrive.policy.configuration import EMAConfig, OptimizerConfig, PicturesConfig, WandbConfig
 from navsim_recogdrive.policy.joint import CarriedVLM
 from navsim_recogdrive.policy.last_checkpoint import LastCheckpoint
 from navsim_recogdrive.policy.objective import ImitationObjective
 from navsim_recogdrive.policy.optimization import lightning_optimizers
+from navsim_recogdrive.policy.tracking import WandbTracking
+from navsim_recogdrive.viz.training_pictures import training_pictures
 from navsim_recogdrive.vlm.adapters import TrainedVLM
 
 Batch = tuple[dict[str, Tensor], dict[str, Any]]
@@ -77,9 +79,14 @@ def train(
     trainer: Mapping[str, Any],
     vlm: CacheIdentity | None = None,
     ema: EMAConfig | None = None,
+    pictures: PicturesConfig | None = None,
+    wandb: WandbConfig | None = None,
 ) -> str:
     """Train and return the path of the last checkpoint, which remembers ``vlm``."""
-    runner = pl.Trainer(**trainer, callbacks=training_callbacks(objective.displacement, vlm, ema=ema))
+    callbacks = training_callbacks(objective.displacement, vlm, ema=ema)
+    callbacks += training_pictures(pictures or PicturesConfig(), objective.displacement)
+    callbacks += [] if wandb is None or wandb.project is None else [WandbTracking(wandb)]
+    runner = pl.Trainer(**trainer, callbacks=callbacks)
     runner.fit(
         module,
         DataLoader(training, shuffle=True, **dataloader),

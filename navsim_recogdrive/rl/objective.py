@@ -56,7 +56,7 @@ class DrawnGroups:
     """
 
     trajectories: NDArray[np.float32]
-    scores: NDArray[np.float64]
+    scores: NDArray[np.float32]
     valid: NDArray[np.bool_]
 
 

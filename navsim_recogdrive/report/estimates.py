@@ -1,0 +1,273 @@
+"""What the report states: means with intervals, differences with tests, failures, commands, the worst scenes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from navsim_recogdrive.report.aligned import AlignedRuns
+from navsim_recogdrive.report.statistics import bootstrap_means, holm, percentile_interval, sign_flip_test
+
+CHANGED_BY = 1e-4
+"""A scene's score has changed if it differs by more: the digits that are shown."""
+
+FLIPS = 10_000
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean and its interval; NaN where there is none.
+
+    Attributes:
+        value: the mean.
+        low: lower limit.
+        high: upper limit.
+    """
+
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+
+
+@dataclass(frozen=True)
+class Score:
+    """A run's line in the table of scores.
+
+    Attributes:
+        run: number of the run.
+        part: empty, or the stage.
+        scenes: scenes listed.
+        unscored: those among them that the agent failed in; they are in no mean, as in NAVSIM's.
+        means: one per metric.
+    """
+
+    run: int
+    part: str
+    scenes: int
+    unscored: int
+    means: tuple[Estimate, ...]
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A run against the baseline, on the scenes that both have scored.
+
+    Attributes:
+        run: number of the run.
+        part: empty, or the stage.
+        scenes: how many both have scored.
+        better: scenes whose score is higher.
+        worse: scenes whose score is lower.
+        means: one per metric, run minus baseline.
+        p_values: one per metric, of the sign-flip test.
+        adjusted: these, adjusted for all comparisons of one metric kind: the scores, or the sub-scores (Holm).
+    """
+
+    run: int
+    part: str
+    scenes: int
+    better: int
+    worse: int
+    means: tuple[Estimate, ...]
+    p_values: tuple[float, ...]
+    adjusted: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FailureCount:
+    """How often a run fails in a kind.
+
+    Attributes:
+        run: number of the run.
+        kind: number of the kind.
+        scenes: failures.
+        of: scenes in which the sub-score is known.
+        share: ``scenes / of``.
+        by_command: failures and scenes for each driving command that occurs.
+    """
+
+    run: int
+    kind: int
+    scenes: int
+    of: int
+    share: Estimate
+    by_command: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class CommandScore:
+    """A run's score under one driving command; without a scored scene the estimate is NaN."""
+
+    run: int
+    command: str
+    scenes: int
+    mean: Estimate
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """Everything that the tables show.
+
+    Attributes:
+        scores: runs times parts.
+        differences: the other runs times parts.
+        failures: runs times kinds.
+        commands: runs times commands that occur.
+        clusters: how many were resampled.
+        confidence: of all intervals.
+        replicates: of the bootstrap.
+        seed: of everything random.
+    """
+
+    scores: tuple[Score, ...]
+    differences: tuple[Difference, ...]
+    failures: tuple[FailureCount, ...]
+    commands: tuple[CommandScore, ...]
+    clusters: int
+    confidence: float
+    replicates: int
+    seed: int
+
+
+def estimate(runs: AlignedRuns, replicates: int = 2000, confidence: float = 0.95, seed: int = 0) -> Estimates:
+    """Means, intervals and tests; the same for the same runs and seed.
+
+    Args:
+        runs: to be described.
+        replicates: resamples of the bootstrap.
+        confidence: of the intervals.
+        seed: of everything random.
+    """
+    columns = _Columns(runs)
+    scores = [(run, part) for run in range(len(runs.runs)) for part in range(len(runs.parts))]
+    pairs = [(run, part) for run in range(1, len(runs.runs)) for part in range(len(runs.parts))]
+    kinds = [(run, kind) for run in range(len(runs.runs)) for kind in range(len(runs.failures))]
+    commands = [(run, command) for run in range(len(runs.runs)) for command in range(len(runs.commands))]
+    for run, part in scores:
+        columns.add(("score", run, part), np.where(runs.parts[part][1], runs.scores[run], np.nan))
+    for run, part in pairs:
+        difference = runs.scores[run] - runs.scores[0]
+        columns.add(("difference", run, part), np.where(runs.parts[part][1], difference, np.nan))
+    for run, kind in kinds:
+        columns.add(("failure", run, kind), runs.failed[run, kind][None])
+    for run, command in commands:
+        columns.add(("command", run, command), np.where(runs.commands[command][1], runs.scores[run, 0], np.nan)[None])
+    columns.resample(replicates, confidence, np.random.default_rng([seed, 0]))
+    differences = [_difference(runs, columns, run, part, seed) for run, part in pairs]
+    return Estimates(
+        scores=tuple(_score(runs, columns, run, part) for run, part in scores),
+        differences=_adjusted(differences),
+        failures=tuple(_failure(runs, columns, run, kind) for run, kind in kinds),
+        commands=tuple(_command(runs, columns, run, command) for run, command in commands),
+        clusters=runs.cluster_count,
+        confidence=confidence,
+        replicates=replicates,
+        seed=seed,
+    )
+
+
+class _Columns:
+    """Values ``[S]`` of which means are wanted, resampled together."""
+
+    def __init__(self, runs: AlignedRuns) -> None:
+        self._runs = runs
+        self._values: dict[tuple[str, int, int], NDArray[np.float64]] = {}
+        self._estimates: dict[tuple[str, int, int], list[Estimate]] = {}
+
+    def add(self, key: tuple[str, int, int], values: NDArray[np.float64]) -> None:
+        self._values[key] = values
+
+    def resample(self, replicates: int, confidence: float, rng: np.random.Generator) -> None:
+        stacked = np.concatenate(list(self._values.values())).T
+        means = bootstrap_means(stacked, self._runs.clusters, replicates, rng)
+        begin = 0
+        for key, values in self._values.items():
+            self._estimates[key] = []
+            for offset, row in enumerate(values):
+                known = ~np.isnan(row)
+                units = len(np.unique(self._runs.clusters[known]))
+                limits = percentile_interval(means[:, begin + offset], units, confidence)
+                mean = float(row[known].mean()) if known.any() else math.nan
+                self._estimates[key].append(Estimate(mean, *limits))
+            begin += len(values)
+
+    def __getitem__(self, key: tuple[str, int, int]) -> tuple[Estimate, ...]:
+        return tuple(self._estimates[key])
+
+    def values(self, key: tuple[str, int, int]) -> NDArray[np.float64]:
+        return self._values[key]
+
+
+def _score(runs: AlignedRuns, columns: _Columns, run: int, part: int) -> Score:
+    name, inside = runs.parts[part]
+    listed = runs.listed[run] & inside
+    unscored = int((listed & np.isnan(runs.scores[run, 0])).sum())
+    return Score(run, name, int(listed.sum()), unscored, columns["score", run, part])
+
+
+def _difference(runs: AlignedRuns, columns: _Columns, run: int, part: int, seed: int) -> Difference:
+    values = columns.values(("difference", run, part))
+    rng = np.random.default_rng([seed, 1, run, part])
+    p_values = tuple(sign_flip_test(row, runs.clusters, FLIPS, rng) for row in values)
+    score = values[0][~np.isnan(values[0])]
+    better, worse = int((score > CHANGED_BY).sum()), int((score < -CHANGED_BY).sum())
+    name = runs.parts[part][0]
+    means = columns["difference", run, part]
+    return Difference(run, name, len(score), better, worse, means, p_values, p_values)
+
+
+def _adjusted(differences: list[Difference]) -> tuple[Difference, ...]:
+    if not differences:
+        return ()
+    p_values = np.array([difference.p_values for difference in differences])  # [pairs, M]
+    adjusted = np.empty_like(p_values)
+    adjusted[:, 0] = holm(p_values[:, 0])
+    adjusted[:, 1:] = holm(p_values[:, 1:].ravel()).reshape(p_values[:, 1:].shape)
+    return tuple(
+        Difference(**{**difference.__dict__, "adjusted": tuple(float(value) for value in row)})
+        for difference, row in zip(differences, adjusted, strict=True)
+    )
+
+
+def _failure(runs: AlignedRuns, columns: _Columns, run: int, kind: int) -> FailureCount:
+    failed = runs.failed[run, kind]
+    by_command = tuple(
+        (int(np.nansum(failed[inside])), int((~np.isnan(failed[inside])).sum())) for _, inside in runs.commands
+    )
+    (share,) = columns["failure", run, kind]
+    return FailureCount(run, kind, int(np.nansum(failed)), int((~np.isnan(failed)).sum()), share, by_command)
+
+
+def _command(runs: AlignedRuns, columns: _Columns, run: int, command: int) -> CommandScore:
+    name, inside = runs.commands[command]
+    (mean,) = columns["command", run, command]
+    return CommandScore(run, name, int((~np.isnan(runs.scores[run, 0]) & inside).sum()), mean)
+
+
+def worst_scenes(runs: AlignedRuns, run: int, count: int) -> list[int]:
+    """Numbers of the scenes with the lowest scores of a run.
+
+    Among equal scores those with more kinds of failure come first, then those with a lower sum of sub-scores, then in
+    the order of the tokens. Scenes that could not be scored are not among them.
+    """
+    scores = runs.scores[run]
+    order = sorted(
+        np.flatnonzero(~np.isnan(scores[0])),
+        key=lambda scene: (
+            scores[0, scene],
+            -np.nansum(runs.failed[run, :, scene]),
+            np.nansum(scores[1:, scene]),
+            runs.tokens[scene],
+        ),
+    )
+    return [int(scene) for scene in order[:count]]
+
+
+def most_worsened(runs: AlignedRuns, run: int, count: int) -> list[int]:
+    """Numbers of the scenes whose score fell most from the baseline to a run; only scenes where it fell."""
+    change = runs.scores[run, 0] - runs.scores[0, 0]
+    order = sorted(np.flatnonzero(change < -CHANGED_BY), key=lambda scene: (change[scene], runs.tokens[scene]))
+    return [int(scene) for scene in order[:count]]

@@ -1,0 +1,123 @@
+"""Films: pictures with a time to stand, written as GIF (for slides and pages) or MP4.
+
+    python -m navsim_recogdrive.viz.film film.gif PICTURE... [--seconds 0.5]
+
+joins pictures, such as those that training leaves in its run's folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image as PillowImage
+
+from navsim_recogdrive.viz.scene_view import Image
+
+SUFFIXES = (".gif", ".mp4")
+FRAMES_PER_S = 25
+"""Of MP4 files; pictures stand for a multiple of a frame."""
+
+_GIF_TICK_S = 0.01
+_PALETTE_PICTURES = 6
+
+
+class FilmError(ValueError):
+    """A film that cannot be made."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shot:
+    """A picture ``[H, W, 3]`` uint8 RGB and how long it stands, seconds."""
+
+    picture: Image
+    seconds: float
+
+
+def write_film(path: Path, shots: Sequence[Shot]) -> None:
+    """Write a film; it repeats for ever where its format knows how (GIF).
+
+    Args:
+        path: ``.gif`` or ``.mp4``; its folder must exist.
+        shots: at least one, all of one size. MP4 wants even sides: an odd one loses its last row or column.
+
+    Raises:
+        FilmError: for another suffix, no pictures, pictures of several sizes, or an OpenCV without MP4.
+    """
+    if path.suffix not in SUFFIXES:
+        raise FilmError(f"a film ends with {' or '.join(SUFFIXES)}, found {path}")
+    if not shots:
+        raise FilmError(f"no pictures for {path}")
+    sizes = {shot.picture.shape for shot in shots}
+    if len(sizes) > 1:
+        listed = ", ".join(f"{width}x{height}" for height, width, _ in sorted(sizes))
+        raise FilmError(f"the pictures of {path} must have one size, found {listed}")
+    partial = path.with_name(f".{path.stem}.partial{path.suffix}")
+    try:
+        (_write_gif if path.suffix == ".gif" else _write_mp4)(partial, shots)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _write_gif(path: Path, shots: Sequence[Shot]) -> None:
+    # One palette for all pictures: with one for each, what does not move would flicker.
+    chosen = np.round(np.linspace(0, len(shots) - 1, min(len(shots), _PALETTE_PICTURES))).astype(int)
+    together = np.concatenate([shots[index].picture for index in chosen.tolist()])
+    palette = PillowImage.fromarray(together).quantize(255, PillowImage.Quantize.MEDIANCUT)
+    frames = [
+        PillowImage.fromarray(shot.picture).quantize(palette=palette, dither=PillowImage.Dither.NONE) for shot in shots
+    ]
+    frames[0].save(
+        path,
+        save_all=True,
+        append_images=frames[1:],
+        duration=[max(round(shot.seconds / _GIF_TICK_S), 2) * 10 for shot in shots],
+        loop=0,
+        optimize=False,
+    )
+
+
+def _write_mp4(path: Path, shots: Sequence[Shot]) -> None:
+    height, width = (side - side % 2 for side in shots[0].picture.shape[:2])
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), FRAMES_PER_S, (width, height))
+    if not writer.isOpened():
+        raise FilmError(f"this OpenCV cannot write {path}: ask for a .gif, or install opencv-python from PyPI")
+    try:
+        for shot in shots:
+            frame = np.ascontiguousarray(shot.picture[:height, :width, ::-1])
+            for _ in range(max(round(shot.seconds * FRAMES_PER_S), 1)):
+                writer.write(frame)
+    finally:
+        writer.release()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Join pictures to a film; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m navsim_recogdrive.viz.film", description="Join pictures of one size to a film, in their order."
+    )
+    parser.add_argument("film", type=Path, help="to write: .gif or .mp4")
+    parser.add_argument("pictures", type=Path, nargs="+", metavar="PICTURE")
+    parser.add_argument("--seconds", type=float, default=0.5, metavar="S", help="that a picture stands [%(default)s]")
+    parser.add_argument("--last", type=float, default=2.0, metavar="S", help="that the last stands [%(default)s]")
+    options = parser.parse_args(arguments)
+    try:
+        pictures = [np.array(PillowImage.open(path).convert("RGB")) for path in options.pictures]
+        times = [options.seconds] * (len(pictures) - 1) + [options.last]
+        write_film(options.film, [Shot(*pair) for pair in zip(pictures, times, strict=True)])
+    except (FilmError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{options.film}: {len(pictures)} pictures")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

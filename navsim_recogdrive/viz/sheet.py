@@ -1,0 +1,87 @@
+"""Several drawings on one picture: camera and bird's-eye view of a scene, or the same view of several scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from navsim_recogdrive.viz.bird_eye import Window, draw_bird_eye
+from navsim_recogdrive.viz.camera import draw_camera
+from navsim_recogdrive.viz.canvas import RasterCanvas
+from navsim_recogdrive.viz.palette import INK, WHITE
+from navsim_recogdrive.viz.scene_view import Image, SceneView
+
+DEFAULT_HEIGHT = 720
+
+_GAP = 8
+_WIDEST = 16 / 9
+
+
+def draw_sheet(view: SceneView, height: int = DEFAULT_HEIGHT, *, window: Window | None = None) -> Image:
+    """The front camera and, right of it, the bird's-eye view with title and legend.
+
+    Args:
+        view: the scene; without a camera the bird's-eye view stands alone.
+        height: of the picture, pixels.
+        window: what the bird's-eye view shows at least.
+
+    Returns:
+        ``[height, W, 3]`` uint8 RGB.
+    """
+    above = draw_bird_eye(view, (height, height), window=window)
+    if view.camera is None:
+        return above
+    front = draw_camera(view, legend=False)
+    width = round(height * min(front.shape[1] / front.shape[0], _WIDEST))
+    return np.concatenate([fitted(front, (width, height)), above], axis=1)
+
+
+def draw_grid(
+    views: Sequence[SceneView],
+    columns: int,
+    side: int = 480,
+    *,
+    heading: str = "",
+    windows: Sequence[Window] | None = None,
+) -> Image:
+    """Bird's-eye views of several scenes beside each other, in rows of ``columns``.
+
+    Args:
+        views: at least one.
+        columns: of the grid.
+        side: of a view, pixels.
+        heading: above the grid.
+        windows: what each shows at least.
+
+    Returns:
+        ``[H, W, 3]`` uint8 RGB.
+    """
+    columns = min(columns, len(views))
+    rows = -(-len(views) // columns)
+    top = round(side * 0.08) if heading else 0
+    page = np.full(
+        (top + rows * side + (rows - 1) * _GAP, columns * side + (columns - 1) * _GAP, 3), WHITE, dtype=np.uint8
+    )
+    for index, view in enumerate(views):
+        row, column = divmod(index, columns)
+        y, x = top + row * (side + _GAP), column * (side + _GAP)
+        window = None if windows is None else windows[index]
+        page[y : y + side, x : x + side] = draw_bird_eye(view, (side, side), window=window)
+    if not heading:
+        return page
+    canvas = RasterCanvas(page, supersampling=1)
+    canvas.text((side * 0.02, top * 0.5), heading, top * 0.55, INK)
+    return canvas.picture()
+
+
+def fitted(image: Image, size: tuple[int, int]) -> Image:
+    """An image scaled to fill ``size`` (width, height); what is too much is cut off on both sides alike."""
+    width, height = size
+    scale = max(width / image.shape[1], height / image.shape[0])
+    scaled = (max(round(image.shape[1] * scale), width), max(round(image.shape[0] * scale), height))
+    method = cv2.INTER_AREA if scale < 1.0 else cv2.INTER_LINEAR
+    large = cv2.resize(image, scaled, interpolation=method)
+    left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+    return np.ascontiguousarray(large[top : top + height, left : left + width])
