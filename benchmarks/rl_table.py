@@ -4,7 +4,8 @@
 
 Per version of NAVSIM and seed: the mean score of all test scenes after imitation learning (IL), after reinforcement
 learning (RL), and the difference; then mean and standard deviation over the seeds, of the sub-scores too. The score of
-v2.x is EPDMS; ``one frame`` is the same without the comfort over two frames: what the reward sees.
+v2.x is EPDMS; ``one frame`` is the same without the comfort over two frames: what the reward sees. Last the difference
+averaged over the seeds with its 95 % interval over drives (bootstrap): scenes of one drive are alike.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 MULTIPLIED = (
@@ -53,6 +55,25 @@ def read(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows).T
 
 
+def drives(folder: Path) -> dict[str, str]:
+    """The drive of each test scene by token, from the folders of cached hidden states (DRIVE/TOKEN)."""
+    return {scene.name: scene.parent.name for scene in (folder / "hidden_states_test").glob("*/*") if scene.is_dir()}
+
+
+def gain_over_drives(folder: Path, drive_of: dict[str, str]) -> str:
+    """Mean of RL - IL over seeds and scenes, with the percentile interval of 10,000 draws of whole drives."""
+    gains = []
+    for seed in sorted(folder.glob("seed_*")):
+        scores = [pd.read_csv(seed / f"score_{kind}.csv", index_col="token")["score"] for kind in ("il", "rl")]
+        gains.append((scores[1] - scores[0]).loc[list(drive_of)])
+    gain = pd.concat(gains, axis=1).mean(axis=1)
+    per_drive = gain.groupby(gain.index.map(drive_of)).agg(["sum", "count"]).to_numpy()
+    drawn = np.random.default_rng(0).integers(len(per_drive), size=(10_000, len(per_drive)))
+    totals = per_drive[drawn].sum(axis=1)
+    low, high = np.percentile(totals[:, 0] / totals[:, 1], [2.5, 97.5])
+    return f"{gain.mean():+.3f} [{low:+.3f}, {high:+.3f}] over {len(per_drive)} drives"
+
+
 def print_version(name: str, seeds: pd.DataFrame) -> None:
     """Two tables in Markdown."""
     change = seeds["RL"] - seeds["IL"]
@@ -84,6 +105,7 @@ def main(arguments: list[str]) -> int:
         seeds = read(folder)
         if len(seeds):
             print_version(folder.name, seeds)
+            print(f"\nRL - IL: {gain_over_drives(folder, drives(Path(arguments[0])))}")
     return 0
 
 

@@ -132,8 +132,8 @@ if ((RL_EPOCHS > 0)); then
     stage "NAVSIM v$NAVSIM_MAJOR: run_training.py agent=recogdrive_2b_rl"
     train agent=recogdrive_2b_rl "agent.reference_policy_checkpoint='$CHECKPOINT'" experiment_name=training_rl \
         "agent.metric_cache_path='${METRIC_CACHE}_trainval'" agent.reward.workers=1 agent.reward.scenes_in_memory=600 \
-        agent.optimizer.learning_rate=5e-4 agent.rl.advantage_scale=global "trainer.params.max_epochs=$RL_EPOCHS" \
-        dataloader.params.batch_size=8
+        agent.optimizer.learning_rate=5e-4 agent.rl.advantage_scale=global agent.rl.rollout_std_floor=0.02 \
+        "trainer.params.max_epochs=$RL_EPOCHS" dataloader.params.batch_size=16
     RL_CHECKPOINT="$(newest training_rl last.ckpt)"
 fi
 
@@ -164,6 +164,13 @@ navsim run_create_submission_pickle.py "${AGENT[@]}" "agent.checkpoint_path='$CH
 SUBMISSION="$(newest submission submission.pkl)"
 python -m navsim_recogdrive.agents.check_submission "$SUBMISSION" --split test "$EVERY_FRAME"
 
+REPORT="$OUT/report_v$NAVSIM_MAJOR.html"
+RUNS=("human=$(newest score_human '*.csv')" "constant velocity=$(newest score_constant_velocity '*.csv')")
+RUNS+=("imitation=$(newest score_recogdrive '*.csv')")
+((RL_EPOCHS == 0)) || RUNS+=("reinforcement=$(newest score_recogdrive_rl '*.csv')")
+python -m navsim_recogdrive.report "${RUNS[@]}" --baseline imitation --output "$REPORT" >"$OUT/report.log"
+
 stage "Done. Scores of NAVSIM v$NAVSIM_MAJOR on the world's test split:"
 python scripts/score_table.py "${ROWS[@]}"
 echo "Submission: $SUBMISSION"
+echo "Report: $REPORT"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -227,7 +227,7 @@ def _adjusted(differences: list[Difference]) -> tuple[Difference, ...]:
     adjusted[:, 0] = holm(p_values[:, 0])
     adjusted[:, 1:] = holm(p_values[:, 1:].ravel()).reshape(p_values[:, 1:].shape)
     return tuple(
-        Difference(**{**difference.__dict__, "adjusted": tuple(float(value) for value in row)})
+        replace(difference, adjusted=tuple(float(value) for value in row))
         for difference, row in zip(differences, adjusted, strict=True)
     )
 

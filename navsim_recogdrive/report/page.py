@@ -78,7 +78,9 @@ def write_page(runs: AlignedRuns, estimates: Estimates, options: PageOptions) ->
         element("header", element("h1", options.title), element("p", _summary(runs)), class_="top"),
         element("nav", links, aria_label="Sections"),
         element("main", [content for _, _, content in sections]),
-        element("dialog", element("img", alt="The picture, larger"), element("button", "Close", type="button"), id="large"),
+        element(
+            "dialog", element("img", alt="The picture, larger"), element("button", "Close", type="button"), id="large"
+        ),
         embedded_json("data", scene_data(runs)),
         element("script", Markup(_resource("page.js"))),
     ]

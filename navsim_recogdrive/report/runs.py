@@ -6,7 +6,7 @@ import csv
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -64,7 +64,7 @@ def read_runs(arguments: Sequence[str]) -> list[ScoreRun]:
     named: list[tuple[str | None, Path]] = []
     for argument in arguments:
         name, separator, rest = argument.partition("=")
-        given = separator and name and "/" not in name and not Path(argument).exists()
+        given = bool(separator and name) and "/" not in name and not Path(argument).exists()
         named.append((name, Path(rest)) if given else (None, Path(argument)))
     files = [(name, *find_scores(path)) for name, path in named]
     automatic = _short_names([file for name, file, _ in files if name is None])
@@ -234,7 +234,7 @@ def _compare_with_summary(run: ScoreRun) -> ScoreRun:
         note = f"its rows have mean {found[run.valid].mean():.4f}, NAVSIM wrote {stated:.4f}: the file was changed"
     else:
         return run
-    return ScoreRun(**{**run.__dict__, "notes": (*run.notes, note)})
+    return replace(run, notes=(*run.notes, note))
 
 
 def _kind(run: ScoreRun) -> str:
@@ -255,5 +255,5 @@ def _short_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def _steps(path: Path) -> list[str]:
-    whole = path.resolve()
+    whole = path.absolute()
     return [*whole.parent.parts[1:], whole.stem]

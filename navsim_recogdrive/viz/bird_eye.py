@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from navsim_recogdrive.viz.canvas import Canvas, RasterCanvas
-from navsim_recogdrive.viz.legend import Legend, scene_entries, trajectory_entries
+from navsim_recogdrive.viz.legend import Entry, Legend, scene_entries, trajectory_entries
 from navsim_recogdrive.viz.palette import (
     AGENT_FILL,
     AREA_EDGE,
@@ -89,7 +89,12 @@ def fitting_window(views: Sequence[SceneView]) -> Window:
 
 
 def draw_bird_eye(
-    view: SceneView, size: tuple[int, int] = DEFAULT_SIZE, *, window: Window | None = None, legend: bool = True
+    view: SceneView,
+    size: tuple[int, int] = DEFAULT_SIZE,
+    *,
+    window: Window | None = None,
+    title: bool = True,
+    legend: bool = True,
 ) -> Image:
     """Draw a scene from above.
 
@@ -97,7 +102,8 @@ def draw_bird_eye(
         view: the scene.
         size: width and height of the picture, pixels; at least 64 each.
         window: what it shows at least; ``None``: the ego and all trajectories.
-        legend: title above and legend below the drawing; without them the drawing fills the picture.
+        title: title and subtitle above the drawing.
+        legend: what the colours mean, below the drawing.
 
     Returns:
         ``[H, W, 3]`` uint8 RGB.
@@ -107,7 +113,7 @@ def draw_bird_eye(
     """
     _check_size(size)
     canvas = RasterCanvas.blank(size, WHITE)
-    _draw(canvas, view, window, legend)
+    _draw(canvas, view, window, title, legend)
     return canvas.picture()
 
 
@@ -117,6 +123,7 @@ def save_bird_eye(
     size: tuple[int, int] = DEFAULT_SIZE,
     *,
     window: Window | None = None,
+    title: bool = True,
     legend: bool = True,
 ) -> None:
     """Draw a scene from above into a ``.pdf`` or ``.svg`` file; arguments as for :func:`draw_bird_eye`.
@@ -129,7 +136,7 @@ def save_bird_eye(
     if path.suffix not in VECTOR_SUFFIXES:
         raise InvalidView(f"a vector file ends with {' or '.join(VECTOR_SUFFIXES)}, found {path}")
     canvas = VectorCanvas(size, WHITE)
-    _draw(canvas, view, window, legend)
+    _draw(canvas, view, window, title, legend)
     canvas.save(path)
 
 
@@ -138,20 +145,26 @@ def _check_size(size: tuple[int, int]) -> None:
         raise InvalidView(f"a bird's-eye view has at least {_SMALLEST_SIDE_PX} pixels a side, found {size}")
 
 
-def _draw(canvas: Canvas, view: SceneView, window: Window | None, legend: bool) -> None:
+def _draw(canvas: Canvas, view: SceneView, window: Window | None, title: bool, legend: bool) -> None:
     width, height = canvas.size
     unit = max(min(width, height) / 800.0, 0.55)
     letters = max(unit, 0.8)  # smaller ones cannot be read
-    top, bottom = 0.0, float(height)
+    top = _draw_title(canvas, view, letters) if title else 0.0
+    bottom = float(height)
     if legend:
-        top = _draw_title(canvas, view, letters)
-        signs = Legend(
-            canvas, [*trajectory_entries(view), *scene_entries(view)], width - 24.0 * letters, 14.0 * letters
-        )
-        bottom -= signs.height + 14.0 * letters
-        signs.draw(12.0 * letters, bottom + 7.0 * letters)
+        bottom -= draw_legend(canvas, [*trajectory_entries(view), *scene_entries(view)], bottom, letters)
     sheet = _Sheet(canvas, (0.0, top, float(width), bottom), window or fitting_window([view]), unit)
     sheet.draw(view)
+
+
+def draw_legend(canvas: Canvas, entries: Sequence[Entry], bottom: float, letters: float) -> float:
+    """Draw a legend over the whole width that ends at ``bottom``; returns the height that it takes, pixels."""
+    if not entries:
+        return 0.0
+    signs = Legend(canvas, entries, canvas.size[0] - 24.0 * letters, 14.0 * letters)
+    height = signs.height + 14.0 * letters
+    signs.draw(12.0 * letters, bottom - height + 7.0 * letters)
+    return height
 
 
 def _draw_title(canvas: Canvas, view: SceneView, unit: float) -> float:
@@ -159,11 +172,21 @@ def _draw_title(canvas: Canvas, view: SceneView, unit: float) -> float:
     if not view.title and not view.subtitle:
         return 0.0
     at = 12.0 * unit
-    if view.title:
-        canvas.text((at, 18.0 * unit), view.title, 16.0 * unit, INK)
-        at += canvas.text_width(view.title, 16.0 * unit) + 12.0 * unit
-    canvas.text((at, 18.5 * unit), view.subtitle, 13.0 * unit, MUTED_INK)
+    for text, size, colour in ((view.title, 16.0 * unit, INK), (view.subtitle, 13.0 * unit, MUTED_INK)):
+        shown = _cut_to(canvas, text, size, canvas.size[0] - 12.0 * unit - at)
+        if shown:
+            canvas.text((at, 18.0 * unit), shown, size, colour)
+            at += canvas.text_width(shown, size) + 12.0 * unit
     return 36.0 * unit
+
+
+def _cut_to(canvas: Canvas, text: str, size: float, room: float) -> str:
+    """As much of a text as there is room for."""
+    if canvas.text_width(text, size) <= room:
+        return text
+    while text and canvas.text_width(text + "...", size) > room:
+        text = text[:-1]
+    return text.rstrip() + "..." if text else ""
 
 
 class _Sheet:
@@ -194,10 +217,10 @@ class _Sheet:
             if plan.footprint is not None:
                 self._draw_footprint(view, plan.footprint, plan_style(index).colour)
         self._draw_ego(view)
-        if view.human is not None:
-            self._draw_trajectory(view.human, HUMAN, HUMAN_DASHES)
         for index, plan in enumerate(view.plans):
             self._draw_trajectory(plan.poses, *plan_style(index))
+        if view.human is not None:
+            self._draw_human(view.human)
         self._canvas.clip(None)
         self._draw_scale_bar()
 
@@ -279,6 +302,15 @@ class _Sheet:
             self._canvas.disc(
                 point.tolist(), (4.4 if full_second else 2.8) * unit, colour, edge=WHITE, width=1.2 * unit
             )
+
+    def _draw_human(self, poses: FloatArray) -> None:
+        """On top of the plans, but thinner: where they coincide, both can be seen."""
+        unit = self._unit
+        points = self._px(_from_ego(poses))
+        self._canvas.line(points, WHITE, 3.4 * unit, alpha=0.8)
+        self._canvas.line(points, HUMAN, 2.2 * unit, dashes=(HUMAN_DASHES[0] * unit, HUMAN_DASHES[1] * unit))
+        for step, point in enumerate(points[1:], start=1):
+            self._canvas.disc(point.tolist(), (3.2 if step % 2 == 0 else 2.0) * unit, HUMAN, edge=WHITE, width=unit)
 
     def _draw_scale_bar(self) -> None:
         unit = self._unit

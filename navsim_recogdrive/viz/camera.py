@@ -212,9 +212,7 @@ class _Painter:
             self._lay([self._strip(path, -1.35 * half, 1.35 * half, dashes)], WHITE, 0.25 * alpha)
             self._lay([self._strip(path, -half, half, dashes)], colour, alpha)
 
-    def _strip(
-        self, path: _Path, right: float, left: float, dashes: tuple[float, float] | None = None
-    ) -> FloatArray:
+    def _strip(self, path: _Path, right: float, left: float, dashes: tuple[float, float] | None = None) -> FloatArray:
         """The quadrilaterals ``[Q, 4, 3]`` of a strip between two lateral offsets."""
         near, far = path.edge(right), path.edge(left)
         shown = np.ones(len(path.points) - 1, dtype=bool)

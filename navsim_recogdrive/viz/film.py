@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from PIL import Image as PillowImage
 
+from navsim_recogdrive.viz.palette import signal_colours
 from navsim_recogdrive.viz.scene_view import Image
 
 SUFFIXES = (".gif", ".mp4")
@@ -70,7 +71,11 @@ def _write_gif(path: Path, shots: Sequence[Shot]) -> None:
     # One palette for all pictures: with one for each, what does not move would flicker.
     chosen = np.round(np.linspace(0, len(shots) - 1, min(len(shots), _PALETTE_PICTURES))).astype(int)
     together = np.concatenate([shots[index].picture for index in chosen.tolist()])
-    palette = PillowImage.fromarray(together).quantize(255, PillowImage.Quantize.MEDIANCUT)
+    # Most pixels are house and sky: left to themselves, they would take the colours that mean something with them.
+    kept = signal_colours()
+    common = PillowImage.fromarray(together).quantize(256 - len(kept), PillowImage.Quantize.MEDIANCUT).getpalette()
+    palette = PillowImage.new("P", (1, 1))
+    palette.putpalette([*(channel for colour in kept for channel in colour), *(common or [])])
     frames = [
         PillowImage.fromarray(shot.picture).quantize(palette=palette, dither=PillowImage.Dither.NONE) for shot in shots
     ]

@@ -100,3 +100,13 @@ def darker(colour: Colour, share: float = 0.35) -> Colour:
     """``colour`` mixed with black."""
     red, green, blue = (round(channel * (1.0 - share)) for channel in colour)
     return red, green, blue
+
+
+def signal_colours() -> list[Colour]:
+    """Every colour that means something: what has few colours, such as a GIF, must keep these."""
+    plans = [plan_style(index).colour for index in range(len(_PLANS))]
+    rewards = [reward_colour(level / 31.0, (0.0, 1.0)) for level in range(32)]
+    plain = [WHITE, INK, MUTED_INK, BACKGROUND, HUMAN, HISTORY, EGO, SAMPLES, *plans, *rewards]
+    tables = [*AREA_FILL.values(), *AREA_EDGE.values(), *LINE.values(), *AGENT_FILL.values()]
+    outlines = [darker(colour) for colour in AGENT_FILL.values()]
+    return list(dict.fromkeys([*plain, *tables, *outlines]))

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from navsim_recogdrive.viz.bird_eye import Window, draw_bird_eye
+from navsim_recogdrive.viz.bird_eye import Window, draw_bird_eye, draw_legend
 from navsim_recogdrive.viz.camera import draw_camera
 from navsim_recogdrive.viz.canvas import RasterCanvas
+from navsim_recogdrive.viz.legend import scene_entries, trajectory_entries
 from navsim_recogdrive.viz.palette import INK, WHITE
 from navsim_recogdrive.viz.scene_view import Image, SceneView
 
@@ -46,7 +47,7 @@ def draw_grid(
     heading: str = "",
     windows: Sequence[Window] | None = None,
 ) -> Image:
-    """Bird's-eye views of several scenes beside each other, in rows of ``columns``.
+    """Bird's-eye views of several scenes beside each other, in rows of ``columns``, with one legend below.
 
     Args:
         views: at least one.
@@ -60,19 +61,22 @@ def draw_grid(
     """
     columns = min(columns, len(views))
     rows = -(-len(views) // columns)
-    top = round(side * 0.08) if heading else 0
-    page = np.full(
-        (top + rows * side + (rows - 1) * _GAP, columns * side + (columns - 1) * _GAP, 3), WHITE, dtype=np.uint8
-    )
+    top = max(round(side * 0.08), 30) if heading else 0
+    letters = max(side / 800.0, 0.8)
+    entries = list(dict.fromkeys(entry for view in views for entry in trajectory_entries(view)))
+    entries += dict.fromkeys(entry for view in views for entry in scene_entries(view))
+    width, body = columns * side + (columns - 1) * _GAP, rows * side + (rows - 1) * _GAP
+    # Once to measure it: how many rows the legend needs is known when it is set.
+    needed = draw_legend(RasterCanvas.blank((width, 1), WHITE, 1), entries, 0.0, letters)
+    page = np.full((top + body + round(needed), width, 3), WHITE, dtype=np.uint8)
     for index, view in enumerate(views):
         row, column = divmod(index, columns)
         y, x = top + row * (side + _GAP), column * (side + _GAP)
         window = None if windows is None else windows[index]
-        page[y : y + side, x : x + side] = draw_bird_eye(view, (side, side), window=window)
-    if not heading:
-        return page
+        page[y : y + side, x : x + side] = draw_bird_eye(view, (side, side), window=window, legend=False)
     canvas = RasterCanvas(page, supersampling=1)
-    canvas.text((side * 0.02, top * 0.5), heading, top * 0.55, INK)
+    canvas.text((12.0 * letters, top * 0.5), heading, top * 0.55, INK)
+    draw_legend(canvas, entries, float(len(page)), letters)
     return canvas.picture()
 
 

@@ -34,7 +34,7 @@ SIZE = (400, 400)
 
 
 def draw(view: SceneView) -> np.ndarray:
-    return draw_bird_eye(view, SIZE, window=WINDOW, legend=False)
+    return draw_bird_eye(view, SIZE, window=WINDOW, title=False, legend=False)
 
 
 def pixel(picture: np.ndarray, x: float, y: float) -> tuple[int, ...]:
@@ -137,7 +137,7 @@ def test_the_window_holds_all_trajectories() -> None:
     assert window.ahead > 80.0
     assert window.left > 30.0
     assert window.behind < -10.0
-    picture = draw_bird_eye(SceneView("", human=far), (300, 500), legend=False)
+    picture = draw_bird_eye(SceneView("", human=far), (300, 500), title=False, legend=False)
     assert (picture == palette.HUMAN).all(-1).any()
     with pytest.raises(InvalidView, match="behind < ahead"):
         Window(3.0, 3.0, -1.0, 1.0)

@@ -68,7 +68,9 @@ def test_a_lower_road_is_drawn_lower() -> None:
     camera = nuplan_front_camera(GREY)
     lower = CameraImage(GREY, camera.intrinsics, camera.rotation, camera.translation, ground_z=-0.3)
     tops = [
-        np.flatnonzero(changed(draw_camera(SceneView("", plans=(Plan("ours", STRAIGHT),), camera=one), legend=False)).any(1))[0]
+        np.flatnonzero(
+            changed(draw_camera(SceneView("", plans=(Plan("ours", STRAIGHT),), camera=one), legend=False)).any(1)
+        )[0]
         for one in (camera, lower)
     ]
     assert tops[1] - tops[0] == pytest.approx(FOCAL * 0.3 / (20.0 - AHEAD), abs=1.6)

@@ -1,4 +1,4 @@
-"""Known points of the world land on the right pixels: the world's renderer, which draws by other code, is the witness."""
+"""Known points of the world land on the right pixels: the world's renderer, which draws by other code, is witness."""
 
 from __future__ import annotations
 
@@ -117,9 +117,10 @@ def test_polygons_are_cut_at_the_near_plane() -> None:
     assert clip_polygon(points - [0, 0, 9]).shape == (0, 3)
     camera = nuplan_front_camera(np.zeros((540, 960, 3), dtype=np.uint8))
     road = np.array([[-5.0, -1.0, 0.0], [20.0, -1.0, 0.0], [20.0, 1.0, 0.0], [-5.0, 1.0, 0.0]])
-    found = project_polygons(np.stack([road - [30, 0, 0], road + [10, 0, 0], road]), camera)
+    ahead = road + np.array([10.0, 0.0, 0.0])
+    found = project_polygons(np.stack([road - np.array([30, 0, 0]), ahead, road]), camera)
     assert [depth for depth, _ in found] == pytest.approx([30 - 1.7, 20 - 1.7]), "the first is behind the camera"
-    np.testing.assert_allclose(found[0][1], project((road + [10, 0, 0]).astype(float), camera))
+    np.testing.assert_allclose(found[0][1], project(ahead, camera))
     cut = found[1][1]
     assert len(cut) == 4
     assert np.abs(cut[:, 1]).max() > 540, "it reaches below the picture"
