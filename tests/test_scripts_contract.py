@@ -15,10 +15,10 @@ from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from script_runs import SCRIPTS, command, run, script_environment
 
-STAGES = ("generate_dataset", "pretraining", "cache_dataset", "training", "evaluation", "submission")
+STAGES = ("generate_dataset", "pretraining", "cache_dataset", "training", "evaluation", "submission", "visualization")
 ALL = sorted(str(path.relative_to(SCRIPTS)) for stage in STAGES for path in (SCRIPTS / stage).glob("*.sh"))
 # Those that take Hydra overrides alone; the others' own arguments are tested with them.
-WITH_OVERRIDES = [name for name in ALL if not name.startswith(("pretraining/", "generate_dataset/"))]
+WITH_OVERRIDES = [name for name in ALL if not name.startswith(("pretraining/", "generate_dataset/", "visualization/"))]
 PUBLISHED = {
     "generate_dataset/generate_internvl_dataset.sh",
     "generate_dataset/generate_internvl_dataset_pipeline.sh",

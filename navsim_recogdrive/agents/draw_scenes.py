@@ -33,18 +33,28 @@ def chosen_scenes(options: argparse.Namespace) -> Iterator[DrawableScene]:
     maps = options.maps or map_folder()
     if maps is None:
         print("no nuPlan maps: set NUPLAN_MAPS_ROOT to draw them", file=sys.stderr)
-    if options.metric_cache is not None:
-        MetricCacheFolder(options.metric_cache)  # an unusable one is refused before anything is loaded
+    # An unusable one is refused before anything is loaded.
+    scored = None if options.metric_cache is None else MetricCacheFolder(options.metric_cache)
     cameras = cameras_of(options)
-    return (drawable(scene, maps, options.metric_cache, cameras) for scene in _log_scenes(options))
+    return (drawable(scene, maps, options.metric_cache, cameras) for scene in _log_scenes(options, scored))
 
 
-def _log_scenes(options: argparse.Namespace) -> Iterator[LogScene]:
+def _log_scenes(options: argparse.Namespace, scored: MetricCacheFolder | None) -> Iterator[LogScene]:
+    """Those named by token, then some of the logs'; where plans are scored, those that can be."""
     for token in options.token:
         yield find_scene(options.data_root, token=token, split=options.split)
-    frames = [(log, frame) for log in options.log for frame in scenes_of_log(options.data_root, log, options.split)]
-    for index in spread(len(frames), options.scenes):
-        log, frame = frames[index]
+    found = [
+        (log, token, frame)
+        for log in options.log
+        for token, frame in scenes_of_log(options.data_root, log, options.split).items()
+    ]
+    if found and scored is not None:
+        missing = set(scored.missing_tokens(token for _, token, _ in found))
+        found = [scene for scene in found if scene[1] not in missing]
+        if not found:
+            raise SceneNotFound(f"no scene of {', '.join(options.log)} has a metric cache in {options.metric_cache}")
+    for index in spread(len(found), options.scenes):
+        log, _, frame = found[index]
         yield find_scene(options.data_root, log=log, frame=frame, split=options.split)
 
 

@@ -81,19 +81,18 @@ def scene_view(scene: LogScene, maps: Path | None, cameras: tuple[str, ...] = ("
     return replace(view, areas=tuple(areas), lines=tuple(lines))
 
 
-def scenes_of_log(data_root: Path, log: str, split: str | None) -> list[int]:
-    """Present frames of the scenes that a log holds: those with a whole history and future.
+def scenes_of_log(data_root: Path, log: str, split: str | None) -> dict[str, int]:
+    """Tokens of the scenes that a log holds, those with a whole history and future, and their present frames.
 
     Raises:
         SceneNotFound: if there is no such log.
     """
     first = find_scene(data_root, log=log, split=split)
     with (data_root / LOGS / first.split / f"{first.log_name}.pkl").open("rb") as file:
-        count = len(pickle.load(file))  # as NAVSIM's own loader does
-    frames = list(range(_PRESENT, count - HORIZON_POSES))
-    if not frames:
-        raise SceneNotFound(f"log {log} has {count} frames, a scene needs {HISTORY_POSES + HORIZON_POSES}")
-    return frames
+        frames = pickle.load(file)  # as NAVSIM's own loader does
+    if len(frames) < HISTORY_POSES + HORIZON_POSES:
+        raise SceneNotFound(f"log {log} has {len(frames)} frames, a scene needs {HISTORY_POSES + HORIZON_POSES}")
+    return {str(frames[index]["token"]): index for index in range(_PRESENT, len(frames) - HORIZON_POSES)}
 
 
 def map_folder() -> Path | None:

@@ -97,8 +97,8 @@ def training_film(
             for scene, own in zip(scenes, poses, strict=True)
         ]
 
-    every = [views(poses) for poses in plans.values()]
-    windows = [fitting_window([page[index] for page in every]) for index in range(len(scenes))]
+    # Plans of the first checkpoints are noise, which would set the scale.
+    windows = [fitting_window([view]) for view in views(plans[names[-1]])]
 
     def picture(poses: FloatArray, heading: str) -> np.ndarray:
         return draw_grid(views(poses), columns, side, heading=heading, windows=windows)

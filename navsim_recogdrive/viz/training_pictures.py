@@ -8,6 +8,7 @@ checkpoints.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from navsim_recogdrive.policy.callbacks import ValidationDisplacement
 from navsim_recogdrive.policy.configuration import PicturesConfig
 from navsim_recogdrive.policy.features import PAST_POSES, TOKEN, TRAJECTORY
 from navsim_recogdrive.rl.objective import RLObjective
+from navsim_recogdrive.viz.bird_eye import fitting_window
 from navsim_recogdrive.viz.commands import spread, write_png
 from navsim_recogdrive.viz.scene_view import FloatArray, Image, Plan, SampleGroup, SceneView
 from navsim_recogdrive.viz.sheet import draw_grid
@@ -135,7 +137,10 @@ class TrainingPictures(pl.Callback):
         if not views:
             return
         epoch = trainer.current_epoch
-        picture = draw_grid(views, _COLUMNS, _SIDE_PX, heading=f"{name}, epoch {epoch}, step {trainer.global_step}")
+        # What the human drove decides what is shown: plans of the first epochs are noise, which would set the scale.
+        windows = [fitting_window([replace(view, plans=(), samples=None)]) for view in views]
+        heading = f"{name}, epoch {epoch}, step {trainer.global_step}"
+        picture = draw_grid(views, _COLUMNS, _SIDE_PX, heading=heading, windows=windows)
         if self._folder is not None:
             self._folder.mkdir(parents=True, exist_ok=True)
             write_png(self._folder / f"{name.replace('/', '_')}.{epoch:04d}.png", picture)
