@@ -2,7 +2,8 @@
 
     python -m navsim_recogdrive.agents.check_submission submission.pkl --split navtest [HYDRA OVERRIDES]
 
-An error is what a leaderboard would refuse or score as missing; a warning is what it would accept, but no car would do.
+An error is what a leaderboard would refuse, score as missing or cannot compute with; a warning is what it would accept,
+but no car would do.
 The exit status is 0 without errors, 1 with, 2 if nothing could be checked against.
 """
 
@@ -18,11 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from navsim_recogdrive.agents.plausibility import ODDITIES, largest_magnitudes
+from navsim_recogdrive.agents.plausibility import FARTHEST, ODDITIES, largest_magnitudes
+from navsim_recogdrive.agents.submission_arrays import SubmittedArray, UnreadableSubmission
 from navsim_recogdrive.agents.submission_file import (
     SubmittedSampling,
     SubmittedTrajectory,
-    UnreadableSubmission,
+    describe,
     read_submission,
 )
 from navsim_recogdrive.agents.submission_tokens import ExpectedTokens, NoSuchTokens, read_tokens, tokens_of_split
@@ -54,7 +56,7 @@ class Finding:
 
     def __str__(self) -> str:
         more = f", and {len(self.tokens) - _SHOWN} more" if len(self.tokens) > _SHOWN else ""
-        tokens = f": {', '.join(self.tokens[:_SHOWN])}{more}" if self.tokens else ""
+        tokens = f": {', '.join(map(_printable, self.tokens[:_SHOWN]))}{more}" if self.tokens else ""
         return f"{self.level} ({self.code}): {self.message}{tokens}"
 
 
@@ -124,14 +126,14 @@ def _check_metadata(report: Report, content: Mapping[Any, Any]) -> None:
     for name in METADATA:
         value = content.get(name)
         if not isinstance(value, str):
-            report.error("metadata", f"{name!r} must be a text, found {value!r}")
+            report.error("metadata", f"{name!r} must be a text, found {describe(value)}")
         elif value.strip() in _PLACEHOLDERS:
-            report.error("metadata", f"{name!r} is not filled in: {value!r}")
+            report.error("metadata", f"{name!r} is not filled in: {describe(value)}")
         elif name == "email" and "@" not in value:
-            report.warn("metadata", f"'email' is no address: {value!r}")
+            report.warn("metadata", f"'email' is no address: {describe(value)}")
     unknown = sorted(str(name) for name in content if name not in {*METADATA, *_STAGES[V1], *_STAGES[V2]})
     if unknown:
-        report.warn("format", f"entries that no leaderboard reads: {', '.join(unknown)}")
+        report.warn("format", "entries that no leaderboard reads", unknown)
 
 
 def _stages(report: Report, content: Mapping[Any, Any]) -> dict[str, Mapping[Any, Any]]:
@@ -148,27 +150,34 @@ def _stages(report: Report, content: Mapping[Any, Any]) -> dict[str, Mapping[Any
     for name in _STAGES[report.format]:
         value = content.get(name)
         if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
-            report.error("format", f"{name!r} must be a list of dicts of trajectories, found {_short(value)}")
+            report.error("format", f"{name!r} must be a list of dicts of trajectories, found {describe(value)}")
             continue
         if report.format == V2 and len(value) != 1:
             report.error("format", f"{name!r} must hold one dict, found {len(value)}: v2.x takes one seed only")
         stages |= {f"{name}[{index}]": one for index, one in enumerate(value)}
     report.scenes = {name: len(trajectories) for name, trajectories in stages.items()}
+    for name, trajectories in stages.items():
+        if not trajectories and not name.startswith(_STAGES[V2][1]):
+            report.error("empty", f"{name} holds no trajectory")
     return stages
 
 
-def _short(value: object) -> str:
-    return f"a list of {len(value)}" if isinstance(value, list) else type(value).__name__
+def _printable(token: str) -> str:
+    """A token as it is if it is one, else escaped and shortened."""
+    return token if token.isascii() and token.isprintable() and len(token) <= 64 else describe(token)
 
 
 def _check_tokens(report: Report, stages: Mapping[str, Mapping[Any, Any]], expected: ExpectedTokens | None) -> None:
     for name, trajectories in stages.items():
-        if not_text := [repr(token) for token in trajectories if not isinstance(token, str)]:
+        if not_text := [describe(token) for token in trajectories if not isinstance(token, str)]:
             report.error("format", f"tokens of {name} that are no text", not_text)
     if report.format == V2:
         first, second = (set(stages.get(f"{name}[0]", {})) for name in _STAGES[V2])
         if both := sorted(map(str, first & second)):
             report.error("tokens_in_both_stages", "scenes in the first and the second stage", both)
+        # Right for a split of one stage, which only a split tells.
+        if not second and (expected is None or expected.second is None):
+            report.warn("no_second_stage", f"{_STAGES[V2][1]!r} holds no trajectory, which two-stage leaderboards need")
     if expected is None:
         report.warn("tokens_not_checked", "whether all scenes are there was not checked: give --split or --tokens")
         return
@@ -220,19 +229,26 @@ def _check_trajectories(report: Report, name: str, trajectories: Mapping[Any, An
 def _fault(trajectory: Any) -> tuple[str, str] | None:
     """Code and text of what is wrong with one trajectory, or ``None``."""
     if not isinstance(trajectory, SubmittedTrajectory):
-        return "trajectory_type", f"must be a NAVSIM Trajectory, found {type(trajectory).__name__}"
-    poses = getattr(trajectory, "poses", None)
+        return "trajectory_type", f"must be a NAVSIM Trajectory, found {describe(trajectory)}"
+    poses = trajectory.poses
     if not isinstance(poses, np.ndarray) or not np.issubdtype(poses.dtype, np.floating):
-        return "poses_type", f"poses must be an array of floats, found {getattr(poses, 'dtype', type(poses).__name__)}"
+        found = str(poses.dtype) if isinstance(poses, (np.ndarray, SubmittedArray)) else describe(poses)
+        return "poses_type", f"poses must be an array of floats, found {found}"
     if poses.shape != _SHAPE:
         return "poses_shape", f"poses must have the shape {_SHAPE}, found {poses.shape}"
-    sampling = getattr(trajectory, "trajectory_sampling", None)
-    interval, count = (getattr(sampling, name, None) for name in ("interval_length", "num_poses"))
-    if not isinstance(sampling, SubmittedSampling) or (interval, count) != (POSE_INTERVAL_S, HORIZON_POSES):
-        expected = f"{HORIZON_POSES} poses at {POSE_INTERVAL_S} s"
-        return "sampling", f"trajectory_sampling must be {expected}, found {count} at {interval} s"
+    expected = f"trajectory_sampling must be {HORIZON_POSES} poses at {POSE_INTERVAL_S} s"
+    sampling = trajectory.trajectory_sampling
+    if not isinstance(sampling, SubmittedSampling):
+        return "sampling", f"{expected}, found {describe(sampling)}"
+    interval, count = sampling.interval_length, sampling.num_poses
+    # Types first: an array, say, is neither equal nor unequal.
+    plain = type(interval) in (int, float) and type(count) in (int, float)
+    if not plain or (interval, count) != (POSE_INTERVAL_S, HORIZON_POSES):
+        return "sampling", f"{expected}, found {describe(count)} at {describe(interval)} s"
     if not np.isfinite(poses).all():
         return "not_finite", "poses that are not finite"
+    if (np.abs(poses) > FARTHEST).any():
+        return "out_of_range", f"poses beyond {FARTHEST:g} m or rad: they must be in the frame of the ego vehicle"
     return None
 
 

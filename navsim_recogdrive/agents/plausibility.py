@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 
 from navsim_recogdrive.observation import POSE_INTERVAL_S
 
+# In metres and radians: what is beyond it is no plan of 4 s, and differences of it may overflow.
+FARTHEST = 1e4
+
 
 @dataclass(frozen=True)
 class Oddity:
@@ -42,7 +45,7 @@ def largest_magnitudes(poses: NDArray[np.floating]) -> dict[Oddity, NDArray[np.f
     """How far each trajectory goes in each way, from differences of its poses; the ego starts at the origin.
 
     Args:
-        poses: [N, T, 3] x and y in metres, heading in radians, ego frame, 0.5 s apart.
+        poses: [N, T, 3] x and y in metres, heading in radians, ego frame, 0.5 s apart, none beyond ``FARTHEST``.
 
     Returns:
         Largest magnitude [N] of each oddity, in its unit.

@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
+import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,8 @@ import torch
 from omegaconf import OmegaConf
 
 from navsim_recogdrive.agents.check_submission import main
-from navsim_recogdrive.agents.submission_file import (
-    SubmittedSampling,
-    SubmittedTrajectory,
-    UnreadableSubmission,
-    read_submission,
-)
+from navsim_recogdrive.agents.submission_arrays import UnreadableSubmission
+from navsim_recogdrive.agents.submission_file import SubmittedSampling, SubmittedTrajectory, read_submission
 
 TIMES = np.arange(1, 9) * 0.5
 CREDIT = {"team_name": "T", "authors": "A, B", "email": "a@b.c", "institution": "I", "country / region": "CH"}
@@ -388,3 +387,153 @@ def test_stand_ins_hold_what_was_pickled(v1: dict[str, Any], tmp_path: Path) -> 
     assert isinstance(read, SubmittedTrajectory)
     assert isinstance(read.trajectory_sampling, SubmittedSampling)
     np.testing.assert_array_equal(read.poses, v1["predictions"][0][TOKENS[0]].poses)
+
+
+def _text(value: str) -> bytes:
+    return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def _array(code: str, flags: int, data: bytes, shape: bytes = b"K\x02\x85", core: str = "numpy.core") -> bytes:
+    """Opcodes of an array as numpy pickles it, of forged parts."""
+    empty = f"c{core}.multiarray\n_reconstruct\ncnumpy\nndarray\n".encode() + b"K\x00\x85C\x01b\x87R"
+    order = _text("|" if code == "O8" else "<")
+    dtype = b"cnumpy\ndtype\n" + _text(code) + b"\x89\x88\x87R(K\x03" + order
+    dtype += b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK" + bytes([flags]) + b"tb"
+    return empty + b"(K\x01" + shape + dtype + b"\x89B" + struct.pack("<I", len(data)) + data + b"tb"
+
+
+def test_bytes_of_the_file_never_become_pointers(
+    v1: dict[str, Any], check: Check, trajectory: Callable[..., Any]
+) -> None:
+    """An array of objects whose dtype says it holds none: numpy would take its bytes for their addresses."""
+    pointers = struct.pack("<QQ", 0x4141414141414141, 0x42424242)
+    for core in ("numpy.core", "numpy._core"):
+        forged = b"\x80\x03}(" + _text("team_name") + _array("O8", 0, pointers, core=core) + b"u."
+        assert findings(check(forged))[-1] == ("error", "format")
+        assert "found numpy array" in check(forged)["findings"][0]["message"]
+    v1["predictions"][0][TOKENS[0]] = trajectory("here")
+    as_poses = pickle.dumps(v1, protocol=3).replace(_text("here"), _array("O8", 0, pointers))
+    assert check(as_poses)["findings"][0]["message"].endswith("must be an array of floats, found O8")
+
+
+def test_arrays_of_numbers_are_read_whatever_their_form(
+    v1: dict[str, Any], tmp_path: Path, trajectory: Callable[..., Any]
+) -> None:
+    values = np.arange(24.0).reshape(4, 2, 3)
+    forms = [values.astype(kind) for kind in ("?", "u1", "i8", "f2", "<f4", ">f8")]
+    forms += [np.asfortranarray(values), values.transpose(1, 0, 2), values[:, ::-1], values[0, 0, 0]]
+    for protocol, core in ((2, b"numpy.core."), (2, b"numpy._core."), (pickle.HIGHEST_PROTOCOL, None)):
+        for form in forms:
+            v1["predictions"][0][TOKENS[0]] = trajectory(form)
+            pickled = pickle.dumps(v1, protocol=protocol)
+            if core is not None:
+                pickled = re.sub(rb"numpy\._?core\.", core, pickled)
+            (tmp_path / "file").write_bytes(pickled)
+            poses = read_submission(tmp_path / "file")["predictions"][0][TOKENS[0]].poses
+            np.testing.assert_array_equal(poses, form)
+            assert isinstance(poses, float) if form.ndim == 0 else poses.dtype == form.dtype
+
+
+@pytest.mark.parametrize(
+    ("opcodes", "said"),
+    [
+        (_array("f4", 63, bytes(8)), "has fields or flags"),
+        (_array("f4", 0, bytes(9)), "does not fit its 9 bytes"),
+        (_array("f4", 0, b"", b"(" + b"J\xff\xff\xff\x7f" * 8 + b"t"), "does not fit its 0 bytes"),
+        (_array("f4", 0, b"", b"(" + b"K\x01" * 99 + b"t"), "of another form"),
+        (_array("f4", 0, b"", b"J\xff\xff\xff\xff\x85"), "of another form"),
+        (
+            b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n" + _text("O8") + b"\x85RC\x08" + bytes(8) + b"\x86R",
+            "no num",
+        ),
+        (b"Nr\xff\xff\xff\xff", None),  # a memo of 4 billion places, in Python's unpickler
+        (b"\x8e" + struct.pack("<Q", 2**60), "no whole pickle"),
+        (b"\x8b\xff\xff\xff\x7f", "no whole pickle"),
+        (b"I" + b"9" * 100_000 + b"\n", "no whole pickle"),
+        (b"]" * 30_000 + b"a" * 29_999, None),
+        (b"}(" + b")" + b"2\x86" * 60 + b"Nu", "opcode DUP"),
+        (b"}()" + b"q\x00h\x00\x86" * 60 + b"Nu", "has the key a tuple of 2"),
+        (b"N)R", "calls what no submission calls"),
+        (
+            b"c_codecs\nencode\nq\x00" + _text("x" * 99) + b"q\x010" + (b"h\x00h\x01" + _text("latin1") + b"\x86R") * 9,
+            "encodes",
+        ),
+        (b"h\x05", "no whole pickle"),
+        (b"0", "takes more from its stack"),
+        (b"u", "looks for a mark"),
+        (b"NNb", "sets the state of None"),
+        (b"NNa", "appends to None"),
+        (b"N(u", "sets entries of None"),
+        (b"NN\x81", "makes an object"),
+    ],
+    ids=range(22),
+)
+def test_files_made_to_harm_are_one_clear_error(check: Check, opcodes: bytes, said: str | None) -> None:
+    tracemalloc.start()
+    report = check(b"\x80\x03" + opcodes + b".")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100e6
+    assert findings(report) == [("error", "unreadable" if said else "format")]
+    assert (said or "a submission is a dict") in report["findings"][0]["message"]
+
+
+def test_texts_of_the_file_are_shown_short_and_escaped(
+    v1: dict[str, Any], tmp_path: Path, trajectory: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    v1["predictions"][0] |= {"\x1b[2J\ud800" + "x" * 10_000: trajectory([1])}
+    v1 |= {"team_name": list(range(10**5)), "email": "y" * 10**5, "\x1b": 1}
+    (tmp_path / "file").write_bytes(pickle.dumps(v1))
+    main([str(tmp_path / "file")])
+    printed = capsys.readouterr().out
+    assert printed.isascii()
+    assert "\x1b" not in printed
+    assert "'team_name' must be a text, found a list of 100000" in printed
+    assert len(printed) < 2000
+
+
+@pytest.mark.parametrize(
+    "interval", [np.array([0.5, 0.5]), np.array(["a"], dtype=object), [0.5], "0.5", 10**5000, None], ids=range(6)
+)
+def test_a_sampling_of_another_type(
+    v1: dict[str, Any], check: Check, trajectory: Callable[..., Any], interval: Any
+) -> None:
+    from navsim_recogdrive.agents.compat import TrajectorySampling
+
+    sampling = TrajectorySampling(num_poses=8, interval_length=0.5)
+    object.__setattr__(sampling, "interval_length", interval)
+    v1["predictions"][0][TOKENS[2]] = trajectory(sampling=sampling)
+    assert findings(check(v1)) == [("error", "sampling")]
+    object.__setattr__(sampling, "interval_length", np.float64(0.5))
+    assert check(v1)["valid"]
+
+
+def test_files_without_a_trajectory(v1: dict[str, Any], v2: dict[str, Any], tmp_path: Path) -> None:
+    from navsim_recogdrive.agents.check_submission import check_file
+    from navsim_recogdrive.agents.submission_tokens import ExpectedTokens
+
+    def codes(content: dict[str, Any], expected: ExpectedTokens | None) -> list[tuple[str, str]]:
+        (tmp_path / "file").write_bytes(pickle.dumps(content))
+        return [(one.level, one.code) for one in check_file(tmp_path / "file", expected).findings]
+
+    unchecked = ("warning", "tokens_not_checked")
+    assert codes({**v1, "predictions": [{}]}, None) == [("error", "empty"), unchecked]
+    assert codes({**v2, "first_stage_predictions": [{}]}, None) == [("error", "empty"), unchecked]
+    one_stage = {**v2, "second_stage_predictions": [{}]}
+    assert codes(one_stage, None) == [("warning", "no_second_stage"), unchecked]
+    tokens = frozenset(TOKENS)
+    assert codes(one_stage, ExpectedTokens(tokens, None, "a list")) == [("warning", "no_second_stage")]
+    assert codes(one_stage, ExpectedTokens(tokens, frozenset(), "a split of one stage")) == []
+    assert codes(one_stage, ExpectedTokens(tokens, frozenset(SYNTHETIC), "of two")) == [("error", "missing_tokens")]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("far", [1e308, -1e308, 6e5])
+def test_poses_out_of_every_range(v1: dict[str, Any], check: Check, trajectory: Callable[..., Any], far: float) -> None:
+    for axis in range(3):
+        poses = arc().astype(np.float64)
+        poses[4:, axis] = far
+        v1["predictions"][0][TOKENS[2]] = trajectory(poses)
+        report = check(v1)
+        assert findings(report) == [("error", "out_of_range")]
+        assert report["findings"][0]["tokens"] == [TOKENS[2]]
