@@ -18,6 +18,10 @@
 #   visible_gpus                 prints the GPUs of this node as CUDA_VISIBLE_DEVICES names them, one per line
 #   set_nodes                    sets NNODES and NODE_RANK where they are not set (Slurm's variables are understood)
 #   newest EXPERIMENT PATTERN    the last written file of that name below NAVSIM_EXP_ROOT/EXPERIMENT
+#   remember_files EXPERIMENT PATTERN
+#                                what is there before a run, for newest_since; exits with 2 where OVERRIDES move the run
+#   newest_since EXPERIMENT PATTERN
+#                                the last one written since remember_files, or exits with 1
 #   run_or_print COMMAND...      runs a command, or prints it where DRY_RUN is true
 
 # shellcheck source=scripts/environment.sh
@@ -120,16 +124,17 @@ cache_kind() {
     fi
 }
 
-# Hydra's quoting: a backslash counts only before a quote or the end. OmegaConf would fill in ${...}.
+# Hydra's quoting: a backslash counts only before a quote or the end. OmegaConf would fill in ${...}; for it, a backslash
+# counts only before that.
 quoted() {
-    printf "'%s'" "$(printf %s "$1" | sed -E -e "s/(\\\\+)('|\$)/\1\1\2/g" -e "s/'/\\\\'/g" -e 's/\$\{/\\${/g')"
+    printf "'%s'" "$(printf %s "$1" | sed -E -e "s/(\\\\+)('|\$)/\1\1\2/g" -e "s/'/\\\\'/g" -e 's/(\\*)\$\{/\1\1\\${/g')"
 }
 
 visible_gpus() {
     local listed
     if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
-        # CUDA itself ignores what follows the first number that is not one of a GPU.
-        [[ -z $CUDA_VISIBLE_DEVICES ]] || tr , '\n' <<<"${CUDA_VISIBLE_DEVICES%%-*}" | sed '/^$/d'
+        # CUDA itself ignores what follows the first number that is not one of a GPU; UUIDs hold hyphens too.
+        tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | sed '/^-/,$d;/^$/d'
     elif command -v nvidia-smi >/dev/null && listed="$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)"; then
         [[ -z $listed ]] || echo "$listed"
     fi
@@ -147,7 +152,28 @@ set_nodes() {
     fi
 }
 
-newest() { find "$NAVSIM_EXP_ROOT/$1" -name "$2" -printf '%T@ %p\n' | sort -n | tail -n 1 | cut -d' ' -f2-; }
+_files() { [[ ! -d $NAVSIM_EXP_ROOT/$1 ]] || find "$NAVSIM_EXP_ROOT/$1" -name "$2" -printf '%T@ %p\n' | sort -n; }
+
+newest() { _files "$1" "$2" | tail -n 1 | cut -d' ' -f2-; }
+
+remember_files() {
+    local name
+    for name in experiment_name output_dir; do
+        ! overridden "$name" || _refuse "$name=$VALUE hides where the result is written: set EXPERIMENT in its place"
+    done
+    REMEMBERED="$(_files "$1" "$2")"
+}
+
+# Compares with what was there, not with the clock: a file server may have another.
+newest_since() {
+    local found
+    found="$(_files "$1" "$2" | grep -vxFf <(echo "$REMEMBERED") | tail -n 1 | cut -d' ' -f2-)" || true
+    if [[ -z $found ]]; then
+        echo "The run has ended, but wrote no $2 below $NAVSIM_EXP_ROOT/$1: see its log" >&2
+        return 1
+    fi
+    echo "$found"
+}
 
 run_or_print() {
     if $DRY_RUN; then

@@ -5,10 +5,11 @@
 #                  variables are understood), TORCHRUN: the command that starts this node's processes, and TRAINER: the
 #                  trainer's settings that go with it
 
+# Nothing where there are several nodes and no way to know.
 _master_address() {
     if [[ -n ${SLURM_JOB_NODELIST:-} ]] && command -v scontrol >/dev/null; then
         scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1
-    else
+    elif ((NNODES == 1)); then
         echo 127.0.0.1
     fi
 }
@@ -18,10 +19,11 @@ set_torchrun() {
     GPUS_PER_NODE="${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-$(visible_gpus | wc -l)}}"
     MASTER_PORT="${MASTER_PORT:-29500}"
     require_whole_number GPUS_PER_NODE MASTER_PORT
-    if ((NNODES > 1)) && [[ -z ${MASTER_ADDR:-} && -z ${SLURM_JOB_NODELIST:-} ]]; then
-        _refuse "MASTER_ADDR is not set, and with NNODES=$NNODES every node must know node 0"
-    fi
     MASTER_ADDR="${MASTER_ADDR:-$(_master_address)}"
+    if [[ -z $MASTER_ADDR ]]; then
+        _refuse "MASTER_ADDR is not set, and with NNODES=$NNODES every node must know node 0;" \
+            "it is found only under Slurm, where its scontrol can be called"
+    fi
     # NAVSIM's trainer takes all GPUs of the node and one node unless it is told.
     TRAINER=("trainer.params.num_nodes=$NNODES")
     if ((GPUS_PER_NODE > 0)); then

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from script_runs import SCRIPTS, command, run, script_environment
@@ -79,11 +79,13 @@ def test_shellcheck_finds_nothing() -> None:
     assert done.returncode == 0, done.stdout
 
 
-TEXT = st.text(st.sampled_from("ab ='\"\\{}[],:;$<>()%é#~+@"), max_size=12).filter(lambda text: "\\${" not in text)
+TEXT = st.text(st.sampled_from("ab ='\"\\{}[],:;$<>()%é#~+@"), max_size=12)
 
 
 @settings(max_examples=50, deadline=None)
 @given(TEXT.map(str.strip))
+@example("\\${x}")
+@example("a\\\\${x}'\\")
 def test_texts_reach_hydra_as_they_are(text: str) -> None:
     source = 'source "$1/common.sh"; quoted "$2"'
     done = subprocess.run(["bash", "-c", source, "_", SCRIPTS, text], capture_output=True, text=True, check=True)
@@ -106,6 +108,8 @@ def test_gpus_are_those_that_cuda_would_see(tmp_path: Path) -> None:
     assert _visible_gpus(CUDA_VISIBLE_DEVICES="3,5") == ["3", "5"]
     assert _visible_gpus(CUDA_VISIBLE_DEVICES="") == [], "hidden on purpose"
     assert _visible_gpus(CUDA_VISIBLE_DEVICES="0,-1,2") == ["0"]
+    for uuids in (["GPU-8932f937-d72c", "GPU-1aa2-b3"], ["MIG-0f-1e", "MIG-GPU-8932f937-d72c/1/0"]):
+        assert _visible_gpus(CUDA_VISIBLE_DEVICES=",".join(uuids)) == uuids, "hyphens are part of a UUID"
     tool = tmp_path / "nvidia-smi"
     for body, expected in (("echo 0; echo 1", ["0", "1"]), ("echo NVIDIA-SMI has failed; exit 9", [])):
         tool.write_text(f"#!/bin/sh\n{body}\n")

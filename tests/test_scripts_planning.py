@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from pathlib import Path
+
 import pytest
 from script_runs import overrides, run, script_environment
 
@@ -175,3 +179,50 @@ def test_caches_that_are_not_there_are_said_before_anything_starts() -> None:
     assert "METRIC_CACHE_PATH=/exp/metric_cache_test is not a folder: fill it with SPLIT=test scripts/" in done.stderr
     done = run(EVALUATION_2B, environment=environment(CACHE_PATH="/nowhere"))
     assert "CACHE_PATH=/nowhere is not a folder: fill it with scripts/" in done.stderr
+
+
+# In place of NAVSIM's runners and of what reads their results.
+FAKE_PYTHON = """#!/bin/sh
+case "$1" in
+    *run_pdm_score* | *run_create_submission*)
+        [ -z "$WRITTEN" ] || { mkdir -p "${WRITTEN%/*}" && echo new >"$WRITTEN"; } ;;
+    *score_table.py) cat "${2##*=}" ;;
+    -m) [ "$2" = navsim_recogdrive.agents.check_submission ] && cat "$3" ;;
+    *) exec REAL "$@" ;;
+esac
+"""
+
+
+@pytest.mark.navsim
+@pytest.mark.parametrize(
+    ("script", "name"), [(EVALUATION_2B, "2025.01.01.00.00.00.csv"), (SUBMISSION_2B, "submission.pkl")]
+)
+def test_the_result_is_that_of_this_run(tmp_path: Path, script: str, name: str) -> None:
+    """Never an older one, even where its file is dated later, as by the clock of a file server."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(FAKE_PYTHON.replace("REAL", sys.executable))
+    python.chmod(0o755)
+    older = tmp_path / "mine" / "1" / name
+    older.parent.mkdir(parents=True)
+    older.write_text("old\n")
+    os.utime(older, (4e9, 4e9))
+    for moved in ("experiment_name=other", "++output_dir=/elsewhere"):
+        done = run(script, "--dry-run", moved, environment=environment(**CREDIT))
+        assert done.returncode == 2
+        assert f"{moved.lstrip('+')} hides where the result is written: set EXPERIMENT" in done.stderr
+    ours = environment(
+        **CREDIT,
+        PATH=f"{python.parent}:{os.environ['PATH']}",
+        NAVSIM_EXP_ROOT=str(tmp_path),
+        METRIC_CACHE_PATH=str(tmp_path),
+        EXPERIMENT="mine",
+        WRITTEN="",
+    )
+    done = run(script, environment=ours)
+    assert done.returncode == 1, done.stdout
+    assert f"below {tmp_path}/mine: see its log" in done.stderr
+    for written in (tmp_path / "mine" / "2" / name, older):
+        done = run(script, environment={**ours, "WRITTEN": str(written)})
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == "new"

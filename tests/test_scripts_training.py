@@ -49,6 +49,7 @@ def test_the_published_recipe() -> None:
             },
         ),
         (IL_2B, {"CACHE_PATH": "/a b", "RESUME": "1"}, {"cache_path='/a b'", "agent.resume=auto"}),
+        (IL_2B, {"RESUME": "auto"}, {"agent.resume=auto"}),
         (IL_2B, {"RESUME": str(Path(__file__).parent)}, {f"agent.resume='{Path(__file__).parent}'"}),
         (IL_2B, {"GPUS_PER_NODE": "0"}, {"trainer.params.accelerator=cpu", "dataloader.params.pin_memory=false"}),
         (IL_2B, {"CHECKPOINT": __file__}, {f"agent.checkpoint_path='{__file__}'"}),
@@ -84,10 +85,11 @@ def test_joint_mode_reads_image_tiles_or_no_cache() -> None:
         ({"CHECKPOINT": "/nowhere.ckpt"}, "CHECKPOINT=/nowhere.ckpt is not a file"),
         ({"EMA_DECAY": "1.5"}, "EMA_DECAY must be between 0 and 1, found 1.5"),
         ({"EMA_DECAY": "0"}, "EMA_DECAY must be between 0 and 1, found 0"),
-        ({"RESUME": "/nowhere"}, "RESUME must be 1, or a run's folder or checkpoint, found /nowhere"),
+        ({"RESUME": "/nowhere"}, "RESUME must be 1 or auto, or a run's folder or checkpoint, found /nowhere"),
         ({"EPOCHS": "0"}, "EPOCHS must be at least 1"),
         ({"BATCH_SIZE": "-4"}, "BATCH_SIZE must be a whole number, found -4"),
         ({"NNODES": "2", "NODE_RANK": "1"}, "MASTER_ADDR is not set"),
+        ({"SLURM_NNODES": "2", "SLURM_NODEID": "1", "SLURM_JOB_NODELIST": "node[7-8]"}, "MASTER_ADDR is not set"),
     ],
 )
 def test_settings_that_cannot_work(settings: dict[str, str], message: str) -> None:

@@ -7,17 +7,35 @@ from __future__ import annotations
 
 import csv
 import gc
+import logging
 import lzma
+import os
 import pickle
+import random
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from itertools import islice, zip_longest
 from pathlib import Path
+from typing import TypeVar
 
 from navsim_recogdrive.agents.compat_pdm import NAVSIM_NAME, MetricCache, why_unfit
 
+_log = logging.getLogger(__name__)
+
+SAMPLES = 500
+"""Metric caches that are read whole before training."""
+
+_THREADS = 16  # opening files waits for the disk, not for a core
+_SECONDS_OF_SILENCE = 5.0
+_HEAD, _TAIL = b"\xfd7zXZ\x00", b"YZ"  # of a complete .xz file, which NAVSIM writes
 _NAMED = 10  # tokens and files named in a message
 _MAKE_IT = "make it with NAVSIM's run_metric_caching.py (scripts/cache_dataset/run_metric_caching_train.sh)"
+
+
+T = TypeVar("T")
 
 
 class UnusableMetricCache(ValueError):
@@ -111,20 +129,69 @@ class MetricCacheFolder:
             f"caches cannot be shared between versions: install the NAVSIM that made {self.root}, or {_MAKE_IT}"
         )
 
-    def check(self, tokens: Sequence[str], samples: int = 3) -> None:
-        """Read a few of the metric caches, so that a folder of another NAVSIM version is refused at start.
+    def check(self, tokens: Sequence[str], samples: int = SAMPLES) -> None:
+        """Refuse a folder of another NAVSIM version, and files that cannot be read, before anything is scored.
+
+        Every file is opened, and its first and last bytes are looked at: that finds files without permission, of
+        another kind, and cut short. Which NAVSIM made a file is only known once it is read whole, which takes tens of
+        milliseconds each and hours for navtrain, so that is done with some: with all if there are no more than
+        ``samples``. What takes more than a few seconds says how far it is.
 
         Args:
             tokens: scenes that are going to be scored; those that are missing are not looked at.
-            samples: how many of them to read, spread over ``tokens``.
+            samples: how many of them to read, drawn from all logs alike, and the same ones every time.
 
         Raises:
             UnusableMetricCache: one of them cannot be used.
         """
         there = [token for token in tokens if token in self._paths]
-        step = max(1, len(there) // samples)
-        for token in there[::step][:samples]:
-            self.read(token)
+        with ThreadPoolExecutor(_THREADS) as threads:
+            faults = list(_with_progress(threads.map(self._fault, there), len(there), "opened"))
+        faulty = [(token, fault) for token, fault in zip(there, faults, strict=True) if fault]
+        if faulty:
+            fault = faulty[0][1]
+            raise UnusableMetricCache(
+                f"{len(faulty)} of {len(there)} metric caches in {self.root} cannot be read: {fault}"
+                + (f"; and those of {', '.join(t for t, _ in faulty[1:_NAMED])}" if faulty[1:] else "")
+                + f". Give this user the right to read them, or {_MAKE_IT}"
+            )
+        drawn = self._draw(there, samples)
+        for _ in _with_progress(map(self.read, drawn), len(drawn), "read"):
+            pass
+
+    def _fault(self, token: str) -> str | None:
+        """What the ends of a file say against it."""
+        path = self._paths[token]
+        try:
+            with path.open("rb") as file:
+                head = file.read(len(_HEAD))
+                file.seek(-min(len(_TAIL), file.seek(0, os.SEEK_END)), os.SEEK_END)
+                tail = file.read()
+        except OSError as error:
+            return f"{path} ({error.strerror or error})"
+        if head != _HEAD:
+            return f"{path} (it does not begin as a metric cache does)"
+        return None if tail == _TAIL else f"{path} (its end is missing)"
+
+    def _draw(self, tokens: Sequence[str], samples: int) -> list[str]:
+        """Some of ``tokens``: of each log in turn one drawn by chance, with a fixed seed, until there are enough."""
+        by_log: dict[str, list[str]] = {}
+        for token in tokens:
+            by_log.setdefault(self._paths[token].parts[-4], []).append(token)
+        chance = random.Random(0)
+        logs = [chance.sample(of_log, len(of_log)) for of_log in by_log.values()]
+        chance.shuffle(logs)
+        rounds = zip_longest(*logs)
+        return list(islice((token for turn in rounds for token in turn if token is not None), samples))
+
+
+def _with_progress(items: Iterable[T], total: int, done: str) -> Iterator[T]:
+    said = time.monotonic()
+    for number, item in enumerate(items):
+        if time.monotonic() - said > _SECONDS_OF_SILENCE:
+            said = time.monotonic()
+            _log.info("metric caches %s: %d of %d", done, number, total)
+        yield item
 
 
 def describe_missing(missing: Sequence[str], of: int, root: Path) -> str:

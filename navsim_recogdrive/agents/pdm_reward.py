@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from navsim_recogdrive.agents.metric_cache import MetricCacheFolder
+from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, UnusableMetricCache
 from navsim_recogdrive.agents.pdm_batch import PLANNED, SUB_SCORES
 from navsim_recogdrive.agents.reward_messages import SceneScores, ScoringSettings
 from navsim_recogdrive.agents.reward_pool import RewardPool
@@ -66,13 +66,16 @@ class PDMReward:
 
     Args:
         settings: see there.
+        stop_at_unusable: raise ``UnusableMetricCache`` from ``result`` for the first scene whose metric cache cannot be
+            read or was made by another NAVSIM version, in place of masking it; before training only some were read.
 
     Raises:
         UnusableMetricCache: no folder of metric caches is at ``settings.metric_cache_path``.
         ValueError: ``settings.scorer`` names what the installed scorer does not have.
     """
 
-    def __init__(self, settings: PDMRewardSettings) -> None:
+    def __init__(self, settings: PDMRewardSettings, stop_at_unusable: bool = False) -> None:
+        self._stop_at_unusable = stop_at_unusable
         self.caches = MetricCacheFolder(settings.metric_cache_path)
         scoring = ScoringSettings(
             settings.metric_cache_path,
@@ -129,6 +132,12 @@ class PDMReward:
         self, scenes: Sequence[SceneScores], tokens: Sequence[str], group_size: int, started: float
     ) -> RewardResult:
         errors = {token: scene.error for token, scene in zip(tokens, scenes, strict=True) if scene.error is not None}
+        unusable = [token for token, scene in zip(tokens, scenes, strict=True) if scene.unusable]
+        if unusable and self._stop_at_unusable:
+            raise UnusableMetricCache(
+                f"scene {unusable[0]} cannot be scored: {errors[unusable[0]]}. With agent.missing_metric_caches=skip "
+                "such scenes are masked out of the loss"
+            )
         for token, error in errors.items():
             if token not in self._reported:
                 self._reported.add(token)
@@ -164,6 +173,7 @@ class PendingScores:
 
         Raises:
             RuntimeError: the reward was closed meanwhile.
+            UnusableMetricCache: with ``stop_at_unusable``, naming the scene.
             RewardWorkerFailed: a worker could not start.
         """
         if self._result is None:

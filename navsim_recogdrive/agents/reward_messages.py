@@ -34,8 +34,10 @@ class SceneScores:
             the scene could not be scored.
         error: why it could not.
         finished: ``time.monotonic()`` when it was done; one clock for all processes of a machine.
+        unusable: whether its metric cache is to blame: unreadable, or made by another NAVSIM version.
     """
 
     rows: NDArray[np.float64] | None
     error: str | None
     finished: float
+    unusable: bool = False

@@ -63,7 +63,7 @@ class SceneCheck:
         self._missing = missing
 
     def check(self, scenes: Mapping[str, Sequence[str]]) -> list[str]:
-        """Look for the metric caches of all scenes and read a few of each split.
+        """Look for the metric caches of all scenes, open them all, and read some of each split.
 
         Args:
             scenes: tokens by split.

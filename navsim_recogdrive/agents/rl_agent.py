@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, fields
+from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,7 +18,7 @@ from navsim_recogdrive.agents.host import HostRun, running_training
 from navsim_recogdrive.agents.metric_cache import MetricCacheFolder
 from navsim_recogdrive.agents.pdm_reward import PDMReward, PDMRewardSettings
 from navsim_recogdrive.agents.recogdrive_agent import ReCogDriveAgent
-from navsim_recogdrive.agents.reward_scenes import CheckDatasets, SceneCheck, cached_scenes, check_numpy
+from navsim_recogdrive.agents.reward_scenes import STOP, CheckDatasets, SceneCheck, cached_scenes, check_numpy
 from navsim_recogdrive.policy.configuration import ImitationConfig, InvalidSetting, PolicyConfig, build_settings
 from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
 from navsim_recogdrive.rl.callbacks import CloseReward, RLLog
@@ -43,7 +45,8 @@ class ReCogDriveRLAgent(ReCogDriveAgent):
         reference_policy_checkpoint: the planner of imitation learning, frozen; needed unless both ``rl.bc_weight`` and
             ``rl.kl_weight`` are 0.
         metric_cache_path: folder of metric caches of all scenes to train and validate on.
-        missing_metric_caches: for scenes without one: ``stop``, or ``skip`` to mask them out.
+        missing_metric_caches: for scenes without one, and for those whose one turns out to be unusable in training:
+            ``stop``, or ``skip`` to mask them out.
         rl: settings of :class:`~navsim_recogdrive.rl.configuration.RLConfig`.
         reward: settings of :class:`~navsim_recogdrive.agents.pdm_reward.PDMRewardSettings` but the path.
         host: as in :class:`ReCogDriveAgent`.
@@ -98,13 +101,17 @@ class ReCogDriveRLAgent(ReCogDriveAgent):
         from_cache = bool(run.use_cache_without_dataset) and run.cache_path is not None
         left_out = scene_check.check(cached_scenes(run)) if from_cache else []
 
-        objective = {"rl": asdict(rl_config), "reward": _deciding(reward_settings)}
+        objective = {
+            "rl": asdict(rl_config),
+            "reward": _deciding(reward_settings),
+            "reference_policy_checkpoint": {"content": reference and _digest(reference_policy_checkpoint)},
+        }
         super().__init__(trajectory_sampling, start, host, objective_settings=objective, **settings)
         vlm = vlm_of_run(self._host, self.config, self._backbone)
         if vlm is not None:
             for checkpoint in {start, reference_policy_checkpoint} - {None}:
                 check_remembered_vlm(str(checkpoint), vlm)
-        self._reward = PartialReward(PDMReward(reward_settings))
+        self._reward = PartialReward(PDMReward(reward_settings, stop_at_unusable=missing_metric_caches == STOP))
         self._reward.leave_out(left_out, "it has no metric cache")
         self._rl_objective = RLObjective(self._policy, rl_config, self._reward, reference)
         self._objective = self._rl_objective
@@ -160,6 +167,17 @@ def _reference(path: str | None, config: PolicyConfig, rl: RLConfig) -> Referenc
     if path is None and not rl.needs_reference:
         return None
     return ReferencePolicy.from_checkpoint(path, config.planner)
+
+
+def _digest(path: str | None) -> str | None:
+    """Of a file's content, in which a resumed run may have another path; ``None`` for no file."""
+    if path is None:
+        return None
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()[:16]
 
 
 def _deciding(reward: PDMRewardSettings) -> dict[str, Any]:

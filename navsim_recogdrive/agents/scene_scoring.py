@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_recogdrive.agents.compat_pdm import Scorer
-from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, SceneMemory
+from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, SceneMemory, UnusableMetricCache
 from navsim_recogdrive.agents.pdm_batch import BatchScorer, Reference, prepare
 from navsim_recogdrive.agents.reward_messages import SceneScores, ScoringSettings
 
@@ -35,6 +35,7 @@ class SceneScoring:
             cache = self._memory.get(token)
             found = self._batch.score(trajectories, cache, self._references.get(token))
         except Exception as error:
-            return SceneScores(None, f"{type(error).__name__}: {error}", time.monotonic())
+            unusable = isinstance(error, UnusableMetricCache)
+            return SceneScores(None, f"{type(error).__name__}: {error}", time.monotonic(), unusable)
         self._references[token] = found.reference
         return SceneScores(np.stack([found.scores, *found.sub_scores.values()]), None, time.monotonic())

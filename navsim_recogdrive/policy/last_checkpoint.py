@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 from navsim_recogdrive.policy import random_state
 from navsim_recogdrive.policy.configuration import CheckpointConfig
 from navsim_recogdrive.policy.data_order import OrderedScenes
-from navsim_recogdrive.policy.preemption import Preempted, StopRequest
+from navsim_recogdrive.policy.preemption import Preempted, StopRequest, note_preemption
 from navsim_recogdrive.policy.run_settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -184,6 +184,7 @@ class LastCheckpoint(Checkpoint):
                 trainer.global_step,
                 self.path,
             )
+        note_preemption(self.path)
         raise Preempted
 
 

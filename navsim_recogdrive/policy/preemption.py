@@ -2,7 +2,8 @@
 
 A cluster that takes its machines back sends SIGTERM some time before SIGKILL, or the signal that the job asked for
 (Slurm: ``--signal=USR1@120``). The run then ends with exit status :data:`EXIT_STATUS`, and the same command with
-``agent.resume=auto`` goes on.
+``agent.resume=auto`` goes on. torchrun ends with a status of its own; who starts it may name a file in the environment
+variable :data:`NOTE_VARIABLE`, to which the run adds a line.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 EXIT_STATUS = 75
 """Exit status of a run that was asked to end and wrote its checkpoint: sysexits' EX_TEMPFAIL, try again later."""
+
+NOTE_VARIABLE = "RECOGDRIVE_PREEMPTED_FILE"
+"""Environment variable with the file to which a process that ends as :class:`Preempted` adds its checkpoint's path."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -60,6 +64,13 @@ class StopRequest:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         # No logging here: the interrupted code may hold the log's lock.
         self.received = signal.Signals(number)
+
+
+def note_preemption(checkpoint: str) -> None:
+    """Tell who has started this process, through the file of :data:`NOTE_VARIABLE` where that is set."""
+    if os.environ.get(NOTE_VARIABLE):
+        with open(os.environ[NOTE_VARIABLE], "a", encoding="utf-8") as file:
+            file.write(f"{checkpoint}\n")
 
 
 def start_worker(then: Callable[[int], None] | None, rank: int, worker_id: int) -> None:

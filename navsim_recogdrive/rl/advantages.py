@@ -6,10 +6,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from navsim_recogdrive.rl.configuration import RLConfig
+from navsim_recogdrive.rl.ranks import sum_over_ranks
 
 
 class Advantages(NamedTuple):
@@ -22,14 +22,6 @@ class Advantages(NamedTuple):
 
     values: Tensor
     has_spread: Tensor
-
-
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of ``values`` over all DDP ranks; ``values`` itself where there is one process."""
-    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        values = values.clone()
-        dist.all_reduce(values)
-    return values
 
 
 def group_advantages(

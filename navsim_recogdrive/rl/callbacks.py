@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from typing import Any
@@ -13,8 +14,14 @@ from torch import Tensor
 from navsim_recogdrive.rl.objective import PLANS, RLObjective
 from navsim_recogdrive.rl.reward import Reward
 
+_log = logging.getLogger(__name__)
+
 GRADIENT_NORM = "gradient_norm"
 _EXTREMES = {"min": (min, math.inf), "max": (max, -math.inf)}  # by the end of a name; others are averaged
+
+
+class NothingScored(RuntimeError):
+    """A validation of which no scene could be scored: there is no score to log, nor to choose a checkpoint by."""
 
 
 class RLLog(pl.Callback):
@@ -22,15 +29,21 @@ class RLLog(pl.Callback):
 
     The value of a step is that of rank 0 (the log's). That of an epoch is over the steps of all ranks: the mean, and
     the smallest and largest for names that end with ``/min`` and ``/max``. Steps without a value (``reward/...`` where
-    no scene could be scored) do not count. Beside the statistics of :class:`~.objective.RLObjective`:
+    no scene could be scored) do not count; an epoch without any logs nothing under that name. Beside the statistics of
+    :class:`~.objective.RLObjective`:
 
     - ``gradient_norm``: of all gradients, averaged over ranks and before clipping; once per optimizer step;
     - ``seconds/step``: of a batch, without loading it;
     - ``val/score_deterministic``, ``val/score_stochastic``: mean reward of validation plans without and with noise,
-      over all scored scenes of all ranks; ``val/scored_scenes``: how many these are.
+      over all scored scenes of all ranks; ``val/scored_scenes``: how many these are. Not of the sanity check.
+
+    At the start it warns of settings that cannot act together.
 
     Args:
         objective: whose statistics are read after each batch.
+
+    Raises:
+        NothingScored: at the end of a validation of which no scene on any rank could be scored.
     """
 
     def __init__(self, objective: RLObjective) -> None:
@@ -39,6 +52,18 @@ class RLLog(pl.Callback):
         self._gradient_norm: float | None = None
         self._started = 0.0
         self._scores = torch.zeros(1 + len(PLANS), dtype=torch.float64)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Warn of rollouts that are used again before anything is learned from them."""
+        updates, accumulated = self._objective.config.updates_per_rollout, trainer.accumulate_grad_batches
+        if updates > 1 and accumulated > 1 and trainer.is_global_zero:
+            _log.warning(
+                "agent.rl.updates_per_rollout=%d counts batches, and trainer.params.accumulate_grad_batches=%d steps "
+                "the weights after that many: rollouts are used again before the weights have changed, where the "
+                "importance ratio is 1 and the gradient that of the first use. Set one of the two to 1",
+                updates,
+                accumulated,
+            )
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last epoch."""
@@ -80,9 +105,12 @@ class RLLog(pl.Callback):
             if last in _EXTREMES:
                 best, empty = _EXTREMES[last]
                 value = self._reduce(trainer, pl_module, [best(values, default=empty)], last)[0]
+                is_known = math.isfinite(value)
             else:
                 total, count = self._reduce(trainer, pl_module, [sum(values), len(values)], "sum")
-                value = total / count
+                value, is_known = total / count.clamp(min=1), bool(count)
+            if not is_known:  # on no rank, so all ranks skip it
+                continue
             # Already equal on all ranks; sync_dist only tells Lightning so.
             pl_module.log(f"train/{name}_epoch", value, sync_dist=True, batch_size=1)
 
@@ -107,8 +135,16 @@ class RLLog(pl.Callback):
             self._scores += torch.tensor(sums, dtype=torch.float64)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the mean scores over all ranks."""
+        """Log the mean scores over all ranks; raises :class:`NothingScored`."""
         scenes, *sums = self._reduce(trainer, pl_module, self._scores.tolist(), "sum")
+        if trainer.sanity_checking:  # of a few batches, which may well be scenes that are left out
+            return
+        if not scenes:
+            raise NothingScored(
+                "no scene of this validation could be scored, so there is no val/score to choose the best checkpoint "
+                "by: agent.metric_cache_path needs metric caches of validation scenes too (the warnings above say why "
+                "scenes are left out)"
+            )
         pl_module.log("val/scored_scenes", scenes, sync_dist=True)
         for name, total in zip(PLANS, sums, strict=True):
             pl_module.log(f"val/score_{name}", total / scenes, prog_bar=True, sync_dist=True)

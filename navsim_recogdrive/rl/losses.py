@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def scene_mean(values: Tensor, valid: Tensor) -> Tensor:
+def scene_mean(values: Tensor, valid: Tensor, count: Tensor | None = None) -> Tensor:
     """Mean over the scenes that count.
 
     Where none does the result is 0, and still a function of ``values``: its gradients are zeros, not missing, which is
@@ -15,9 +15,11 @@ def scene_mean(values: Tensor, valid: Tensor) -> Tensor:
     Args:
         values: [B, ...] finite.
         valid: [B] bool.
+        count: scalar to divide by in place of ``valid.sum()``: with :func:`.ranks.scenes_per_rank` the average over
+            ranks is the mean over the scenes of all ranks.
     """
     per_scene = values.flatten(1).mean(dim=1)
-    return torch.where(valid, per_scene, 0.0).sum() / valid.sum().clamp(min=1)
+    return torch.where(valid, per_scene, 0.0).sum() / (valid.sum().clamp(min=1) if count is None else count)
 
 
 def step_discounts(num_steps: int, discount: float, device: torch.device) -> Tensor:
@@ -33,6 +35,7 @@ def policy_loss(
     discount: float,
     old_log_prob: Tensor | None = None,
     ratio_clip: float | None = None,
+    count: Tensor | None = None,
 ) -> Tensor:
     """The policy gradient's loss: ``-log_prob * advantage * discount^(K - 1 - k)``.
 
@@ -47,6 +50,7 @@ def policy_loss(
         discount: per denoising step.
         old_log_prob: [B, G, K], of the policy that drew the chains.
         ratio_clip: the ratio is clipped to 1 +- this; needed with ``old_log_prob``.
+        count: as in :func:`scene_mean`.
 
     Raises:
         ValueError: if one of ``old_log_prob`` and ``ratio_clip`` is given without the other.
@@ -55,10 +59,10 @@ def policy_loss(
         raise ValueError("policy_loss takes old_log_prob and ratio_clip together or neither")
     weights = advantages[..., None] * step_discounts(log_prob.shape[-1], discount, log_prob.device)
     if old_log_prob is None or ratio_clip is None:
-        return -scene_mean(log_prob * weights, valid)
+        return -scene_mean(log_prob * weights, valid, count)
     ratio = (log_prob - old_log_prob).exp()
     clipped = ratio.clamp(1 - ratio_clip, 1 + ratio_clip)
-    return -scene_mean(torch.minimum(ratio * weights, clipped * weights), valid)
+    return -scene_mean(torch.minimum(ratio * weights, clipped * weights), valid, count)
 
 
 def gaussian_kl(mean: Tensor, reference_mean: Tensor, std: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from navsim_recogdrive.policy.policy import ReCogDrivePolicy
 from navsim_recogdrive.rl.advantages import group_advantages
 from navsim_recogdrive.rl.configuration import RLConfig
 from navsim_recogdrive.rl.losses import policy_loss, scene_mean
+from navsim_recogdrive.rl.ranks import scenes_per_rank
 from navsim_recogdrive.rl.reference import ReferencePolicy
 from navsim_recogdrive.rl.reward import Reward, RewardResult
 from navsim_recogdrive.rl.rollout import (
@@ -104,6 +105,11 @@ class RLObjective:
         self.displacement = ValidationDisplacement()
         self.latest: DrawnGroups | None = None
 
+    @property
+    def config(self) -> RLConfig:
+        """Settings of the objective."""
+        return self._config
+
     def predict(self, features: dict[str, Tensor]) -> dict[str, Any]:
         """Condition of a batch; when the planner is not in training mode also its plans.
 
@@ -126,7 +132,9 @@ class RLObjective:
     def loss(self, features: dict[str, Tensor], targets: dict[str, Any], predictions: dict[str, Any]) -> Tensor:
         """DiffGRPO's loss (scalar, float32); when evaluating, minus the mean reward of the plans.
 
-        Scenes that the reward cannot score contribute nothing; without any the loss is 0 with gradients of 0.
+        Scenes that the reward cannot score contribute nothing; without any the loss is 0 with gradients of 0. Every
+        scored scene weighs the same, however they are spread over DDP ranks: the average of the ranks' losses is that
+        of one process with all scenes.
 
         Args:
             features: as in :meth:`predict`.
@@ -172,6 +180,7 @@ class RLObjective:
             scores.log_prob.detach(),
             advantages.values,
             valid,
+            scenes_per_rank(valid),
         )
         terms = [self._terms(*pair) for pair in [(rollout, scores), *again]]
         loss = torch.stack([term["loss/total"] for term in terms]).mean()
@@ -205,13 +214,14 @@ class RLObjective:
             discount=config.denoising_discount,
             old_log_prob=rollout.log_prob if clipped else None,
             ratio_clip=config.ratio_clip,
+            count=rollout.count,
         )
         terms, total = {"loss/policy": policy}, policy
         if scores.cloning is not None:
-            terms["loss/behaviour_cloning"] = -scene_mean(scores.cloning, rollout.valid)
+            terms["loss/behaviour_cloning"] = -scene_mean(scores.cloning, rollout.valid, rollout.count)
             total = total + config.bc_weight * terms["loss/behaviour_cloning"]
         if scores.kl is not None:
-            terms["kl"] = scene_mean(scores.kl, rollout.valid)
+            terms["kl"] = scene_mean(scores.kl, rollout.valid, rollout.count)
             total = total + config.kl_weight * terms["kl"]
         if config.ratio_clip is not None:
             ratio = (scores.log_prob.detach() - rollout.log_prob).exp()

@@ -38,6 +38,7 @@ class ScoredRollout:
         log_prob: [B, G, K] under the policy that drew the chains, see :func:`.losses.policy_loss`.
         advantages: [B, G].
         valid: [B] bool, whether the scene was scored.
+        count: scalar, what sums over scored scenes are divided by, see :func:`.ranks.scenes_per_rank`.
     """
 
     features: dict[str, Tensor]
@@ -46,6 +47,7 @@ class ScoredRollout:
     log_prob: Tensor
     advantages: Tensor
     valid: Tensor
+    count: Tensor
 
 
 def scene_condition(planner: DiffusionPlanner, features: dict[str, Tensor]) -> Condition:

@@ -45,7 +45,6 @@ from navsim_recogdrive.viz.vector_canvas import VECTOR_SUFFIXES, VectorCanvas
 DEFAULT_SIZE = (800, 800)
 
 _SMALLEST_SIDE_PX = 64
-_SEEN_AT_LEAST = (-12.0, 40.0, -18.0, 18.0)
 _MARGIN_M = 6.0
 _BAR_LENGTHS_M = (1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
 _FOOTPRINTS = 4
@@ -74,9 +73,13 @@ class Window:
             raise InvalidView(f"a window must have behind < ahead and right < left, found {self}")
 
 
-def fitting_window(views: Sequence[SceneView]) -> Window:
-    """A window that holds the ego and all trajectories of some views: pictures of one film share it."""
-    points = [np.array([[_SEEN_AT_LEAST[0], _SEEN_AT_LEAST[2]], [_SEEN_AT_LEAST[1], _SEEN_AT_LEAST[3]]])]
+SURROUNDINGS = Window(behind=-12.0, ahead=40.0, right=-18.0, left=18.0)
+"""What a picture shows at least, unless told otherwise."""
+
+
+def fitting_window(views: Sequence[SceneView], least: Window = SURROUNDINGS) -> Window:
+    """A window that holds ``least`` and all trajectories of some views: pictures of one film share it."""
+    points = [np.array([[least.behind, least.right], [least.ahead, least.left]])]
     for view in views:
         lines = [view.past_poses, view.human, *(plan.poses for plan in view.plans)]
         lines += [plan.footprint for plan in view.plans]
@@ -307,7 +310,6 @@ class _Sheet:
         """On top of the plans, but thinner: where they coincide, both can be seen."""
         unit = self._unit
         points = self._px(_from_ego(poses))
-        self._canvas.line(points, WHITE, 3.4 * unit, alpha=0.8)
         self._canvas.line(points, HUMAN, 2.2 * unit, dashes=(HUMAN_DASHES[0] * unit, HUMAN_DASHES[1] * unit))
         for step, point in enumerate(points[1:], start=1):
             self._canvas.disc(point.tolist(), (3.2 if step % 2 == 0 else 2.0) * unit, HUMAN, edge=WHITE, width=unit)

@@ -22,7 +22,7 @@ from navsim_recogdrive.policy.callbacks import ValidationDisplacement
 from navsim_recogdrive.policy.configuration import PicturesConfig
 from navsim_recogdrive.policy.features import PAST_POSES, TOKEN, TRAJECTORY
 from navsim_recogdrive.rl.objective import RLObjective
-from navsim_recogdrive.viz.bird_eye import fitting_window
+from navsim_recogdrive.viz.bird_eye import Window, fitting_window
 from navsim_recogdrive.viz.commands import spread, write_png
 from navsim_recogdrive.viz.scene_view import FloatArray, Image, Plan, SampleGroup, SceneView
 from navsim_recogdrive.viz.sheet import draw_grid
@@ -32,6 +32,9 @@ FOLDER = "pictures"
 
 VALIDATION, GROUPS = "val/plans", "train/groups"
 """Names of the pictures in the log."""
+
+_LEAST = Window(behind=-8.0, ahead=14.0, right=-9.0, left=9.0)
+"""There is no map to be seen, and a car that hardly moves is hidden by its own size."""
 
 _COLUMNS = 4
 _SIDE_PX = 360
@@ -137,8 +140,8 @@ class TrainingPictures(pl.Callback):
         if not views:
             return
         epoch = trainer.current_epoch
-        # What the human drove decides what is shown: plans of the first epochs are noise, which would set the scale.
-        windows = [fitting_window([replace(view, plans=(), samples=None)]) for view in views]
+        # Not the plans decide what is shown: those of the first epochs are noise, which would set the scale.
+        windows = [fitting_window([replace(view, plans=())], _LEAST) for view in views]
         heading = f"{name}, epoch {epoch}, step {trainer.global_step}"
         picture = draw_grid(views, _COLUMNS, _SIDE_PX, heading=heading, windows=windows)
         if self._folder is not None:

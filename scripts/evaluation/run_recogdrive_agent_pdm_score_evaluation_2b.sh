@@ -44,8 +44,12 @@ set_split
 RUNNER=run_pdm_score.py
 [[ $NAVSIM_MAJOR -lt 2 || $SPLIT == *two_stage* ]] || RUNNER=run_pdm_score_one_stage.py
 
+remember_files "$EXPERIMENT" '*.csv'
 say "NAVSIM v$NAVSIM_MAJOR: agent=$AGENT on $SPLIT by $WORKER, $GPUS_PER_NODE GPUs"
 run_or_print python "$NAVSIM_SCRIPT_ROOT/$RUNNER" "${PLANNER[@]}" "train_test_split=$SPLIT" \
     "experiment_name=$(quoted "$EXPERIMENT")" "metric_cache_path=$(quoted "$METRIC_CACHE_PATH")" "${SPLIT_PATHS[@]}" \
     "${WORKERS[@]}" "${OVERRIDES[@]}"
-$DRY_RUN || python "$HERE/../score_table.py" "$AGENT on $SPLIT"="$(newest "$EXPERIMENT" '*.csv')"
+! $DRY_RUN || exit 0
+
+SCORES="$(newest_since "$EXPERIMENT" '*.csv')"
+python "$HERE/../score_table.py" "$AGENT on $SPLIT=$SCORES"

@@ -49,6 +49,7 @@ NO_SECOND_STAGE=()
 [[ $NAVSIM_MAJOR -lt 2 || $SPLIT == *two_stage* ]] ||
     NO_SECOND_STAGE=("++train_test_split.scene_filter.reactive_synthetic_initial_tokens=[]")
 
+remember_files "$EXPERIMENT" submission.pkl
 say "NAVSIM v$NAVSIM_MAJOR: submission of agent=$AGENT for $SPLIT"
 run_or_print python "$NAVSIM_SCRIPT_ROOT/$RUNNER" "${PLANNER[@]}" "train_test_split=$SPLIT" \
     "experiment_name=$(quoted "$EXPERIMENT")" "team_name=$(quoted "$TEAM_NAME")" "authors=$(quoted "$AUTHORS")" \
@@ -56,6 +57,6 @@ run_or_print python "$NAVSIM_SCRIPT_ROOT/$RUNNER" "${PLANNER[@]}" "train_test_sp
     "${SPLIT_PATHS[@]}" "${NO_SECOND_STAGE[@]}" "${OVERRIDES[@]}"
 ! $DRY_RUN || exit 0
 
-FILE="$(newest "$EXPERIMENT" submission.pkl)"
+FILE="$(newest_since "$EXPERIMENT" submission.pkl)"
 say "Checking $FILE"
 python -m navsim_recogdrive.agents.check_submission "$FILE" --split "$SPLIT" "${OVERRIDES[@]}"

@@ -20,7 +20,7 @@
 #   EXPERIMENT            experiment_name [training_AGENT, with EMA_DECAY training_AGENT_ema]
 #   EPOCHS, BATCH_SIZE    [200, and 16 scenes per GPU: the published recipe]
 #   EMA_DECAY             average the weights with this decay (agent.ema.decay) [no average]
-#   RESUME                1: go on with the newest run of EXPERIMENT, or begin where there is none (agent.resume=auto);
+#   RESUME                1 or auto: go on with the newest run of EXPERIMENT, or begin where there is none;
 #                         or a run's folder or checkpoint [begin]
 #   NNODES, NODE_RANK     number of nodes and which one this is [Slurm's SLURM_NNODES and SLURM_NODEID, else 1 and 0]
 #   MASTER_ADDR           address of node 0 [the first of SLURM_JOB_NODELIST, else 127.0.0.1]

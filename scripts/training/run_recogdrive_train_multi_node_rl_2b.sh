@@ -20,7 +20,7 @@
 #   EPOCHS, BATCH_SIZE    [10, and 8 scenes per GPU: the published recipe]
 #   REWARD_WORKERS        processes per GPU that compute rewards [4]; 0: in the training process
 #   EMA_DECAY             average the weights with this decay (agent.ema.decay) [no average]
-#   RESUME                1: go on with the newest run of EXPERIMENT, or begin where there is none (agent.resume=auto);
+#   RESUME                1 or auto: go on with the newest run of EXPERIMENT, or begin where there is none;
 #                         or a run's folder or checkpoint [begin]
 #   NNODES, NODE_RANK     number of nodes and which one this is [Slurm's SLURM_NNODES and SLURM_NODEID, else 1 and 0]
 #   MASTER_ADDR           address of node 0 [the first of SLURM_JOB_NODELIST, else 127.0.0.1]

@@ -119,6 +119,111 @@ def test_caches_of_another_version_are_refused_from_samples(moved: Path) -> None
         folder.read(other)
 
 
+def of_the_other_version(root: Path, token: str) -> None:
+    """Rewrite a metric cache with as many occupancy maps as those of the other NAVSIM version."""
+    from navsim_recogdrive.agents.compat_pdm import OCCUPANCY_MAPS
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder
+
+    cache = MetricCacheFolder(root).read(token)
+    maps = cache.observation._occupancy_maps
+    cache.observation._occupancy_maps = (maps + maps)[: {41: 51, 51: 41}[OCCUPANCY_MAPS]]
+    rewrite(path_of(root, token), cache)
+
+
+def test_one_cache_of_another_version_is_found_wherever_it_is(moved: Path) -> None:
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, UnusableMetricCache
+
+    folder = MetricCacheFolder(moved)
+    tokens = folder.tokens[:6]
+    folder.check(tokens)
+    of_the_other_version(moved, tokens[-1])  # not among three evenly spaced ones
+    with pytest.raises(UnusableMetricCache, match=f"{tokens[-1]}.*occupancy maps where"):
+        folder.check(tokens)
+
+
+def test_samples_are_drawn_from_all_logs_and_the_same_every_time(tmp_path: Path) -> None:
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder
+
+    sizes = {"long": 30, "short": 2, "middle": 10}
+    paths = [
+        tmp_path / log / "unknown" / f"{log}{i}" / "metric_cache.pkl" for log, n in sizes.items() for i in range(n)
+    ]
+    paths[0].parent.mkdir(parents=True)
+    paths[0].touch()
+    (tmp_path / "metadata").mkdir()
+    (tmp_path / "metadata" / "table.csv").write_text("\n".join(["file_name", *map(str, paths)]))
+    folder = MetricCacheFolder(tmp_path)
+    drawn = folder._draw(folder.tokens, 9)
+    assert sorted(token.rstrip("0123456789") for token in drawn) == ["long"] * 4 + ["middle"] * 3 + ["short"] * 2
+    assert drawn == MetricCacheFolder(tmp_path)._draw(folder.tokens, 9)
+    assert drawn != sorted(drawn, key=folder.tokens.index)
+    assert sorted(folder._draw(folder.tokens, 500)) == sorted(folder.tokens)
+
+
+def test_every_file_is_opened(moved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, UnusableMetricCache
+
+    folder = MetricCacheFolder(moved)
+    monkeypatch.setattr(folder, "read", lambda token: None)
+    folder.check(folder.tokens)
+    text, short, forbidden = folder.tokens[1:4]
+    path_of(moved, text).write_bytes(b"a text")
+    with pytest.raises(UnusableMetricCache, match=rf"1 of {len(folder.tokens)} metric .*{text}.*does not begin"):
+        folder.check(folder.tokens)
+    content = path_of(moved, short).read_bytes()
+    path_of(moved, short).write_bytes(content[:-100])
+    with pytest.raises(UnusableMetricCache, match=rf"{text}.*and those of {short}\."):
+        folder.check(folder.tokens)
+    with pytest.raises(UnusableMetricCache, match=rf"{short}.*its end is missing"):
+        folder.check([short])
+
+    path, original = path_of(moved, forbidden), Path.open
+
+    def refuse(self: Path, *args: Any) -> Any:  # the permission bits do not stop root
+        if self == path:
+            raise PermissionError(13, "Permission denied")
+        return original(self, *args)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(UnusableMetricCache, match=rf"{forbidden}.*Permission denied.*right to read"):
+        folder.check([forbidden])
+
+
+def test_a_long_check_says_how_far_it_is(
+    moved: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from navsim_recogdrive.agents import metric_cache
+
+    folder = metric_cache.MetricCacheFolder(moved)
+    with caplog.at_level("INFO", metric_cache.__name__):
+        folder.check(folder.tokens[:2])
+        assert caplog.text == ""
+        monkeypatch.setattr(metric_cache, "_SECONDS_OF_SILENCE", -1.0)
+        folder.check(folder.tokens[:2])
+    assert "metric caches opened: 1 of 2" in caplog.text
+    assert "metric caches read: 1 of 2" in caplog.text
+
+
+@pytest.mark.parametrize("stop", [True, False])
+def test_an_unusable_cache_met_in_training_stops_or_is_masked(stop: bool, moved: Path) -> None:
+    import numpy as np
+
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, UnusableMetricCache
+    from navsim_recogdrive.agents.pdm_reward import PDMReward, PDMRewardSettings
+
+    good, bad = MetricCacheFolder(moved).tokens[:2]
+    of_the_other_version(moved, bad)
+    reward = PDMReward(PDMRewardSettings(str(moved), workers=0), stop_at_unusable=stop)
+    plans = np.zeros((2, 1, 8, 3), np.float32)
+    if stop:
+        assert reward.submit([good], plans[:1]).result().valid.tolist() == [True]
+        with pytest.raises(UnusableMetricCache, match=rf"scene {bad} cannot be scored: .*missing_metric_caches=skip"):
+            reward.submit([good, bad], plans).result()
+    else:
+        assert reward.submit([good, bad], plans).result().valid.tolist() == [True, False]
+    reward.close()
+
+
 def test_a_truncated_file_is_named(moved: Path) -> None:
     from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, UnusableMetricCache
 

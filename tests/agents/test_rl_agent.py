@@ -62,6 +62,38 @@ def cache_of(folder: Path, tokens: list[str]) -> dict[str, Any]:
     }
 
 
+def test_a_resumed_run_must_have_the_same_reference_policy(
+    make: Callable[..., Any], imitation: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same content, under whatever path."""
+    from navsim_recogdrive.agents import rl_agent
+    from navsim_recogdrive.policy.configuration import PolicyConfig
+    from navsim_recogdrive.policy.run_settings import run_settings
+
+    class Made(Exception):
+        pass
+
+    def stop(*_: Any, objective_settings: dict[str, Any], **__: Any) -> None:
+        raise Made(run_settings(PolicyConfig(), objective_settings).fixed)
+
+    for name in ("SceneCheck", "MetricCacheFolder"):
+        monkeypatch.setattr(rl_agent, name, lambda *_: None)
+    monkeypatch.setattr(rl_agent.ReCogDriveAgent, "__init__", stop)
+
+    def fixed(path: Path) -> Any:
+        with pytest.raises(Made) as made:
+            make(reference_policy_checkpoint=str(path), metric_cache_path="caches")
+        return made.value.args[0]
+
+    moved, other = tmp_path / "moved.ckpt", tmp_path / "other.ckpt"
+    moved.write_bytes(imitation.read_bytes())
+    weights = torch.load(imitation, weights_only=True)["state_dict"]
+    name = next(name for name in weights if name.endswith(".bias"))
+    torch.save({"state_dict": {**weights, name: weights[name] + 1}}, other)
+    assert fixed(moved) == fixed(imitation)
+    assert fixed(other) != fixed(imitation)
+
+
 def test_no_reference_policy(make: Callable[..., Any], imitation: Path, tmp_path: Path) -> None:
     from navsim_recogdrive.policy.configuration import InvalidSetting
 
@@ -156,6 +188,19 @@ def test_skipped_scenes_are_returned_and_others_are_read(metric_cache: Path, tmp
     rewrite(path_of(copy, second), cache)
     with pytest.raises(UnusableMetricCache, match=f"it holds {theirs} occupancy maps where {OCCUPANCY_MAPS} belong"):
         SceneCheck(MetricCacheFolder(copy), "skip").check(scenes)
+
+
+@pytest.mark.parametrize(("missing", "stops"), [("stop", True), ("skip", False)])
+def test_unusable_metric_caches_met_in_training_stop_what_missing_ones_stop(
+    make: Callable[..., Any], imitation: Path, metric_cache: Path, missing: str, stops: bool
+) -> None:
+    agent = make(
+        reference_policy_checkpoint=str(imitation),
+        metric_cache_path=str(metric_cache),
+        missing_metric_caches=missing,
+        reward={"workers": 0},
+    )
+    assert agent._reward._reward._stop_at_unusable is stops
 
 
 def test_numpy_that_cannot_read_metric_caches(monkeypatch: pytest.MonkeyPatch) -> None:

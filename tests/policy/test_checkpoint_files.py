@@ -46,6 +46,31 @@ def test_a_writer_that_is_killed_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path], "what the killed one left is gone"
 
 
+def test_two_writers_have_a_file_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second writes, and clears up, while the first is in the middle of its own."""
+    path = tmp_path / "last.ckpt"
+    left_by_other_machines = [tmp_path / f".last.ckpt.elsewhere.{number}.partial" for number in (1, 2)]
+    for left in left_by_other_machines:
+        left.touch()
+    os.utime(left_by_other_machines[0], (0, 0))
+    save = torch.save
+
+    def interrupted(content: object, file: object) -> None:
+        save(content, file)
+        second = os.fork()
+        if second == 0:
+            torch.save = save
+            AtomicCheckpointIO().save_checkpoint({"value": 2}, path)
+            os._exit(0)
+        os.waitpid(second, 0)
+        assert AtomicCheckpointIO().load_checkpoint(path) == {"value": 2}
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    AtomicCheckpointIO().save_checkpoint({"value": 1}, path)
+    assert AtomicCheckpointIO().load_checkpoint(path) == {"value": 1}
+    assert sorted(tmp_path.iterdir()) == [left_by_other_machines[1], path], "its writer may be at work"
+
+
 def test_a_disk_that_is_full_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "last.ckpt"
     files = AtomicCheckpointIO()

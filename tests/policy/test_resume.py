@@ -15,7 +15,7 @@ from interrupted_training import Model, run
 from navsim_recogdrive.planner.checkpoints import PlannerCheckpointError
 from navsim_recogdrive.policy.configuration import PolicyConfig
 from navsim_recogdrive.policy.last_checkpoint import LastCheckpoint
-from navsim_recogdrive.policy.preemption import EXIT_STATUS
+from navsim_recogdrive.policy.preemption import EXIT_STATUS, NOTE_VARIABLE
 from navsim_recogdrive.policy.resume import ResumeError, find_checkpoint, read_resumed
 from navsim_recogdrive.policy.run_settings import RunSettings, run_settings
 
@@ -94,8 +94,14 @@ class Signal(pl.Callback):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_ends_the_run_after_its_step(
-    tmp_path: Path, whole: tuple[Model, list[int], pl.Trainer], number: signal.Signals, caplog: Any
+    tmp_path: Path,
+    whole: tuple[Model, list[int], pl.Trainer],
+    number: signal.Signals,
+    caplog: Any,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    note = tmp_path / "note"
+    monkeypatch.setenv(NOTE_VARIABLE, str(note))
     before = signal.getsignal(number)
     ended: list[BaseException] = []
 
@@ -106,6 +112,7 @@ def test_a_signal_ends_the_run_after_its_step(
     first, _, _ = run(tmp_path, every_steps=None, callbacks=[Signal(number, step=5), Noting()])
     assert isinstance(ended[0], SystemExit)
     assert ended[0].code == EXIT_STATUS == 75
+    assert note.read_text() == f"{last(tmp_path)}\n", "for the script that started torchrun"
     assert signal.getsignal(number) == before
     assert number.name in caplog.text
     assert "agent.resume=auto" in caplog.text

@@ -23,5 +23,5 @@ def run(parameters: dict[str, Any], results: dict[str, Any], argument: str) -> d
     tokens = folder.tokens
     sample = tokens[:: max(1, len(tokens) // _STATTED)]
     missing = folder.missing_tokens(sample)
-    folder.check([token for token in sample if token not in set(missing)])
+    folder.check([token for token in sample if token not in set(missing)], samples=3)
     return {"tokens": len(tokens), "looked_for": len(sample), "missing": len(missing)}
