@@ -63,7 +63,7 @@ def drives(folder: Path) -> dict[str, str]:
 def gain_over_drives(folder: Path, drive_of: dict[str, str]) -> str:
     """Mean of RL - IL over seeds and scenes, with the percentile interval of 10,000 draws of whole drives."""
     gains = []
-    for seed in sorted(folder.glob("seed_*")):
+    for seed in sorted(file.parent for file in folder.glob("seed_*/score_rl.csv")):
         scores = [pd.read_csv(seed / f"score_{kind}.csv", index_col="token")["score"] for kind in ("il", "rl")]
         gains.append((scores[1] - scores[0]).loc[list(drive_of)])
     gain = pd.concat(gains, axis=1).mean(axis=1)
@@ -105,7 +105,9 @@ def main(arguments: list[str]) -> int:
         seeds = read(folder)
         if len(seeds):
             print_version(folder.name, seeds)
-            print(f"\nRL - IL: {gain_over_drives(folder, drives(Path(arguments[0])))}")
+            drive_of = drives(Path(arguments[0]))
+            if drive_of:
+                print(f"\nRL - IL: {gain_over_drives(folder, drive_of)}")
     return 0
 
 

@@ -39,8 +39,12 @@ def test_scores_of_seeds_and_their_spread(tmp_path: Path) -> None:
         write_v2(tmp_path / "v2" / f"seed_{seed}" / "score_il.csv", 0.3, imitation)
         write_v2(tmp_path / "v2" / f"seed_{seed}" / "score_rl.csv", 1.0, reinforcement)
     write_v2(tmp_path / "v2" / "seed_2" / "score_il.csv", 0.3, 0.9)  # its reinforcement learning still runs
+    for drive, token in (("long", "a"), ("long", "b"), ("short", "c")):
+        (tmp_path / "hidden_states_test" / drive / token).mkdir(parents=True)
     done = table(tmp_path)
     assert done.returncode == 0, done.stderr
+    # Scenes a and b gain (0.3 + 0.15) / 2, scene c nothing: between only the short drive and only the long one.
+    assert "RL - IL: +0.150 [+0.000, +0.225] over 2 drives" in done.stdout
     assert "NAVSIM v2, 3 test scenes" in done.stdout
     assert "| 0 | 0.200 | 0.400 | +0.200 |" in done.stdout
     assert "| 1 | 0.400 | 0.500 | +0.100 |" in done.stdout
