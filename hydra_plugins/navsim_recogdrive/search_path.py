@@ -8,7 +8,11 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 class NavsimReCogDriveSearchPathPlugin(SearchPathPlugin):
-    """Appends ``pkg://navsim_recogdrive.configs``; the host's own configs keep precedence."""
+    """Appends ``pkg://navsim_recogdrive.configs``, after the folder of the program that is run.
+
+    A config of the same name in that folder wins. What the program itself puts on the path later (NAVSIM's runners add
+    their ``common`` configs in their own ``hydra.searchpath``) comes after ours: no file here has a name of NAVSIM's.
+    """
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append this package's config folder to ``search_path``."""

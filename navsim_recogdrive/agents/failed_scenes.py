@@ -19,7 +19,7 @@ from navsim_recogdrive.cache.runs import Run
 from navsim_recogdrive.cache.scan import refuse_failed
 from navsim_recogdrive.cache.stored import DamagedFeature
 from navsim_recogdrive.cache.writing import write_feature
-from navsim_recogdrive.policy.configuration import InvalidSetting
+from navsim_recogdrive.policy.settings import InvalidSetting
 
 logger = logging.getLogger(__name__)
 

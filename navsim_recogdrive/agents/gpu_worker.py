@@ -18,7 +18,7 @@ import torch
 from nuplan.planning.utils.multithreading.ray_execution import ray_map
 from nuplan.planning.utils.multithreading.worker_pool import Task, WorkerPool, WorkerResources
 
-from navsim_recogdrive.policy.configuration import InvalidSetting
+from navsim_recogdrive.policy.settings import InvalidSetting
 
 _RAY_UNIT = 10_000
 """Ray counts shares of a GPU in so many parts."""

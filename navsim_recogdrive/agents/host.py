@@ -15,8 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 
 from navsim_recogdrive.cache.peek import cached_scene_folders, peek_feature, peek_hidden_state
 from navsim_recogdrive.policy.backbones import SharedBackbone, hint_for_hidden_size
-from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig
+from navsim_recogdrive.policy.configuration import PolicyConfig
 from navsim_recogdrive.policy.features import HIDDEN_STATE_CACHE, IMAGE_TILES_CACHE, PREPARATION
+from navsim_recogdrive.policy.settings import InvalidSetting
 
 _CONTENTS = {HIDDEN_STATE_CACHE: "hidden states", IMAGE_TILES_CACHE: "image tiles"}
 

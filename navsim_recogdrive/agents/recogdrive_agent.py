@@ -45,7 +45,7 @@ from navsim_recogdrive.planner.planner import DiffusionPlanner
 from navsim_recogdrive.policy.backbones import SharedBackbone, check_vlm_fits, resolve_device
 from navsim_recogdrive.policy.cached_backbone import SceneNotCached, open_evaluation_cache
 from navsim_recogdrive.policy.callbacks import training_callbacks
-from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig, build_settings
+from navsim_recogdrive.policy.configuration import PolicyConfig
 from navsim_recogdrive.policy.features import TRAJECTORY_CACHE
 from navsim_recogdrive.policy.joint import CarriedVLM, OwnBackbone, TrainableVLM, check_base_vlm, read_trained_vlm
 from navsim_recogdrive.policy.memory_advice import MemoryAdvice
@@ -55,6 +55,7 @@ from navsim_recogdrive.policy.policy import ReCogDrivePolicy
 from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
 from navsim_recogdrive.policy.resume import Resumed, find_checkpoint, read_resumed
 from navsim_recogdrive.policy.run_settings import run_settings
+from navsim_recogdrive.policy.settings import InvalidSetting, build_settings
 from navsim_recogdrive.policy.tracking import WandbTracking
 from navsim_recogdrive.viz.training_pictures import training_pictures
 

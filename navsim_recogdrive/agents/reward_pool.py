@@ -82,6 +82,9 @@ class _Worker:
 
     def end(self) -> None:
         """Let the process end: it does when the connection closes."""
+        # Shut down, not only closed: a process forked from this one, as a loader's worker, holds it open as well.
+        with suppress(OSError), socket.socket(fileno=os.dup(self.connection.fileno())) as ours:
+            ours.shutdown(socket.SHUT_RDWR)
         self.connection.close()
 
     def how_it_ended(self) -> str:

@@ -14,8 +14,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from navsim_recogdrive.agents.host import HostRun
 from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, describe_missing
 from navsim_recogdrive.cache.peek import cached_scene_folders
-from navsim_recogdrive.policy.configuration import InvalidSetting
 from navsim_recogdrive.policy.features import HIDDEN_STATE_LAYOUT
+from navsim_recogdrive.policy.settings import InvalidSetting
 from navsim_recogdrive.rl.partial_reward import PartialReward
 
 logger = logging.getLogger(__name__)

@@ -19,8 +19,10 @@ from navsim_recogdrive.agents.metric_cache import MetricCacheFolder
 from navsim_recogdrive.agents.pdm_reward import PDMReward, PDMRewardSettings
 from navsim_recogdrive.agents.recogdrive_agent import ReCogDriveAgent
 from navsim_recogdrive.agents.reward_scenes import STOP, CheckDatasets, SceneCheck, cached_scenes, check_numpy
-from navsim_recogdrive.policy.configuration import ImitationConfig, InvalidSetting, PolicyConfig, build_settings
+from navsim_recogdrive.policy.configuration import PolicyConfig
 from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
+from navsim_recogdrive.policy.settings import InvalidSetting, build_settings
+from navsim_recogdrive.policy.training_configuration import ImitationConfig
 from navsim_recogdrive.rl.callbacks import CloseReward, RLLog
 from navsim_recogdrive.rl.configuration import RLConfig
 from navsim_recogdrive.rl.objective import RLObjective

@@ -18,7 +18,7 @@ from navsim_recogdrive.agents.compat import (
 from navsim_recogdrive.agents.observations import camera_config, observation_from_agent_input
 from navsim_recogdrive.observation import HORIZON_POSES, POSE_INTERVAL_S
 from navsim_recogdrive.policy.backbones import SharedBackbone
-from navsim_recogdrive.policy.configuration import InvalidSetting
+from navsim_recogdrive.policy.settings import InvalidSetting
 from navsim_recogdrive.policy.text_policy import TextPolicy, TextPolicyConfig
 
 _NOT_FOR = ("run_training", "run_dataset_caching")

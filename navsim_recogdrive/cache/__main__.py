@@ -15,6 +15,7 @@ from navsim_recogdrive.cache.conversion import Entry
 from navsim_recogdrive.cache.scan import SETTLE_S
 from navsim_recogdrive.observation import CAMERA_SETS
 from navsim_recogdrive.policy.configuration import VLMConfig
+from navsim_recogdrive.whole_numbers import whole_number_from
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -43,8 +44,10 @@ def _parser() -> argparse.ArgumentParser:
         "--scenes", type=_scenes, default="navtrain", help="navtrain, navtest or a number (default: navtrain)"
     )
     one.add_argument("--cache-path", type=Path, default=Path("."), help="folder on the disk of the cache to be")
-    one.add_argument("--samples", type=_positive, default=8, help="scenes to time (default: 8)")
-    one.add_argument("--processes", type=_positive, help="caching processes, one per GPU (default: the GPUs seen here)")
+    one.add_argument("--samples", type=whole_number_from(1), default=8, help="scenes to time (default: 8)")
+    one.add_argument(
+        "--processes", type=whole_number_from(1), help="caching processes, one per GPU (default: the GPUs seen here)"
+    )
     one.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     one.add_argument("--mode", default="bf16", choices=MODES, help="agent.cache_mode (default: bf16)")
     one.add_argument("--json", action="store_true")
@@ -76,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("source", type=Path)
     one.add_argument("target", type=Path, help="a new folder, or one where a conversion was interrupted")
     one.add_argument("--mode", required=True, choices=MODES)
-    one.add_argument("--workers", type=_positive, default=min(8, os.cpu_count() or 1), help="threads")
+    one.add_argument("--workers", type=whole_number_from(1), default=min(8, os.cpu_count() or 1), help="threads")
     one.add_argument("--source-file", metavar="FILE.gz", help="file of a scene with its hidden state")
     one.add_argument("--source-key", metavar="KEY", help="key of the hidden state, [L, D] floats, in its dict")
     for name, shape in (("past-poses", "[4, 3]"), ("ego-status", "[8]"), ("trajectory", "[8, 3]")):
@@ -86,19 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, found {text!r}")
-    return int(text)
-
-
 def _scenes(text: str) -> int:
     from navsim_recogdrive.policy.cache_estimate import SCENES  # with the VLM's imports, which no other command needs
 
     if text in SCENES:
         return SCENES[text]
     try:
-        return _positive(text)
+        return whole_number_from(1)(text)
     except argparse.ArgumentTypeError:
         raise argparse.ArgumentTypeError(f"must be {', '.join(SCENES)} or a number from 1 on, found {text!r}") from None
 
@@ -107,7 +104,7 @@ def _add_scan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("root", type=Path, help="the cache: cache_path of run_dataset_caching.py")
     parser.add_argument("--full", action="store_true", help="read and decode everything: finds flipped bits too")
     parser.add_argument("--logs", nargs="+", metavar="LOG", help="only these logs")
-    parser.add_argument("--workers", type=_positive, default=4 * (os.cpu_count() or 1), help="threads")
+    parser.add_argument("--workers", type=whole_number_from(1), default=4 * (os.cpu_count() or 1), help="threads")
 
 
 def _add_vlm(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -120,8 +117,8 @@ def _add_vlm(parser: argparse.ArgumentParser, required: bool) -> None:
     parser.add_argument("--dtype", default=VLMConfig.dtype, choices=["bfloat16", "float32"], help="that it computes in")
     parser.add_argument("--cam-type", default=VLMConfig.cam_type, choices=list(CAMERA_SETS))
     parser.add_argument("--prompt-profile", default=VLMConfig.prompt_profile)
-    parser.add_argument("--hidden-length", type=_positive, default=VLMConfig.hidden_length)
-    parser.add_argument("--max-tiles", type=_positive, default=VLMConfig.max_tiles)
+    parser.add_argument("--hidden-length", type=whole_number_from(1), default=VLMConfig.hidden_length)
+    parser.add_argument("--max-tiles", type=whole_number_from(1), default=VLMConfig.max_tiles)
 
 
 if __name__ == "__main__":

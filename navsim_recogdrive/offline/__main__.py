@@ -17,11 +17,12 @@ from navsim_recogdrive.offline.training import OfflineModule, train
 from navsim_recogdrive.planner.checkpoints import load_planner_weights
 from navsim_recogdrive.planner.planner import DiffusionPlanner
 from navsim_recogdrive.policy.backbones import SharedBackbone, check_vlm_fits, resolve_device
-from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig
+from navsim_recogdrive.policy.configuration import PolicyConfig
 from navsim_recogdrive.policy.joint import read_trained_vlm
 from navsim_recogdrive.policy.objective import ImitationObjective
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
 from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
+from navsim_recogdrive.policy.settings import InvalidSetting
 from navsim_recogdrive.vlm.adapters import TrainedVLM
 from navsim_recogdrive.world.scenes import WorldScene, load_scenes
 

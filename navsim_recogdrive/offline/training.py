@@ -13,12 +13,12 @@ from navsim_recogdrive.cache.identity import CacheIdentity
 from navsim_recogdrive.offline.feature_cache import CachedScenes
 from navsim_recogdrive.planner.planner import DiffusionPlanner
 from navsim_recogdrive.policy.callbacks import training_callbacks
-from navsim_recogdrive.policy.configuration import EMAConfig, OptimizerConfig, PicturesConfig, WandbConfig
 from navsim_recogdrive.policy.joint import CarriedVLM
 from navsim_recogdrive.policy.last_checkpoint import LastCheckpoint
 from navsim_recogdrive.policy.objective import ImitationObjective
 from navsim_recogdrive.policy.optimization import lightning_optimizers
 from navsim_recogdrive.policy.tracking import WandbTracking
+from navsim_recogdrive.policy.training_configuration import EMAConfig, OptimizerConfig, PicturesConfig, WandbConfig
 from navsim_recogdrive.viz.training_pictures import training_pictures
 from navsim_recogdrive.vlm.adapters import TrainedVLM
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from navsim_recogdrive.observation import CAMERA_SETS, DRIVING_COMMANDS
+from navsim_recogdrive.whole_numbers import whole_number_from
 
 _IMAGE_ONLY = ("history", "status", "speed", "front_left_image", "front_right_image")
 _SCENE_ONLY = ("frame", "split", "metric_cache")
@@ -163,7 +164,9 @@ def _parser() -> argparse.ArgumentParser:
     scene = parser.add_argument_group("for a scene of NAVSIM (which must be installed)")
     scene.add_argument("--token", help="of the scene, as in NAVSIM's score tables")
     scene.add_argument("--log", metavar="NAME", help="of a log")
-    scene.add_argument("--frame", type=_count, metavar="N", help="present frame in the log, from 3 on (default: 3)")
+    scene.add_argument(
+        "--frame", type=whole_number_from(0), metavar="N", help="present frame in the log, from 3 on (default: 3)"
+    )
     scene.add_argument("--split", help="folder below navsim_logs (default: all)")
     scene.add_argument(
         "--data-root",
@@ -184,28 +187,16 @@ def _parser() -> argparse.ArgumentParser:
     models.add_argument("--text", action="store_true", help="no planner: the VLM writes its trajectory as text")
     models.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     drawn = parser.add_argument_group("sampling")
-    drawn.add_argument("--samples", type=_positive, metavar="N", help="trajectories to draw (default: 1)")
-    drawn.add_argument("--seed", type=_count, metavar="N", help="of the noise (default: 0)")
+    drawn.add_argument("--samples", type=whole_number_from(1), metavar="N", help="trajectories to draw (default: 1)")
+    drawn.add_argument("--seed", type=whole_number_from(0), metavar="N", help="of the noise (default: 0)")
     drawn.add_argument("--deterministic", action="store_true", help="no noise after the first")
     vlm = parser.add_argument_group("the VLM (defaults: as the checkpoint remembers, else as published)")
     vlm.add_argument("--dtype", choices=("bfloat16", "float32"))
     vlm.add_argument("--cam-type", choices=list(CAMERA_SETS))
     vlm.add_argument("--prompt-profile")
-    vlm.add_argument("--hidden-length", type=_positive)
-    vlm.add_argument("--max-tiles", type=_positive)
+    vlm.add_argument("--hidden-length", type=whole_number_from(1))
+    vlm.add_argument("--max-tiles", type=whole_number_from(1))
     parser.add_argument(
         "--output", type=Path, nargs="+", default=[], metavar="FILE", help="plan.json, plan.png, or both"
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, found {text!r}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, found {text!r}")
-    return int(text)

@@ -123,7 +123,7 @@ def from_navsim(
 
     def view() -> SceneView:
         drawn = scene_view(scene, map_folder(), cameras)
-        return drawn if command is None else replace(drawn, subtitle=f"{scene.log_name}   {notes[0]}")
+        return drawn if command is None else replace(drawn, subtitle=f"{notes[0]}   {scene.log_name}")
 
     if command is not None:
         own = DRIVING_COMMANDS[observation.command_index]

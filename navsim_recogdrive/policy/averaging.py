@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from navsim_recogdrive.planner.checkpoints import RAW_WEIGHTS
-from navsim_recogdrive.policy.configuration import EMAConfig, InvalidSetting
+from navsim_recogdrive.policy.settings import InvalidSetting
+from navsim_recogdrive.policy.training_configuration import EMAConfig
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from navsim_recogdrive.cache.hidden_state import HiddenState
 from navsim_recogdrive.cache.identity import CacheIdentity, package_version
 from navsim_recogdrive.cache.scene_key import SceneKey
 from navsim_recogdrive.observation import Observation
-from navsim_recogdrive.policy.configuration import InvalidSetting, VLMConfig
+from navsim_recogdrive.policy.configuration import VLMConfig
 from navsim_recogdrive.policy.devices import (
     gpu_of_process,
     process_in_ray_without_gpu,
@@ -26,6 +26,7 @@ from navsim_recogdrive.policy.devices import (
     warn_of_unshared_gpus,
 )
 from navsim_recogdrive.policy.features import HIDDEN_STATE, SCENE_KEY, scene_key_of
+from navsim_recogdrive.policy.settings import InvalidSetting
 from navsim_recogdrive.vlm.adapters import TrainedVLM, parameter_dtype, restore
 from navsim_recogdrive.vlm.identity import VLMIdentity, VLMSettings, read_hidden_size, read_vlm_identity
 

@@ -18,9 +18,10 @@ from navsim_recogdrive.cache.scene_index import open_scene_index
 from navsim_recogdrive.cache.stored import DamagedFeature
 from navsim_recogdrive.observation import Observation
 from navsim_recogdrive.policy.backbones import SharedBackbone, hint_for_hidden_size
-from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig, VLMConfig
+from navsim_recogdrive.policy.configuration import PolicyConfig, VLMConfig
 from navsim_recogdrive.policy.features import HIDDEN_STATE, HIDDEN_STATE_CACHE, SCENE_KEY, scene_key_of
 from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
+from navsim_recogdrive.policy.settings import InvalidSetting
 from navsim_recogdrive.vlm.prompts import load_profile
 
 logger = logging.getLogger(__name__)

@@ -13,13 +13,13 @@ from torch import Tensor
 from navsim_recogdrive.cache.identity import CacheIdentity
 from navsim_recogdrive.policy.averaging import NoWeightAverage, WeightAverage
 from navsim_recogdrive.policy.checkpoint_files import AtomicCheckpoints
-from navsim_recogdrive.policy.configuration import CheckpointConfig, DivergenceConfig, EMAConfig
 from navsim_recogdrive.policy.data_order import OrderedScenes
 from navsim_recogdrive.policy.divergence import GradientWatch
 from navsim_recogdrive.policy.last_checkpoint import LastCheckpoint
 from navsim_recogdrive.policy.remembered_vlm import RememberVLM
 from navsim_recogdrive.policy.resume import ContinueRun, Resumed
 from navsim_recogdrive.policy.run_settings import RunSettings
+from navsim_recogdrive.policy.training_configuration import CheckpointConfig, DivergenceConfig, EMAConfig
 
 logger = logging.getLogger(__name__)
 

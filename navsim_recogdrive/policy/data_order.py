@@ -18,7 +18,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler
 
-from navsim_recogdrive.policy.preemption import start_worker
+from navsim_recogdrive.policy.loader_workers import let_signals_pass
 
 
 class SceneOrder(Sampler[int]):
@@ -121,8 +121,7 @@ class OrderedScenes(pl.Callback):
         seed = int(os.environ.get("PL_GLOBAL_SEED", 0))
         if loader.generator is None:
             loader.generator = torch.Generator().manual_seed(seed + trainer.global_rank)
-        if getattr(loader.worker_init_fn, "func", None) is not start_worker:
-            loader.worker_init_fn = partial(start_worker, loader.worker_init_fn, trainer.global_rank)
+        let_signals_pass(loader, trainer.global_rank)
         sampler = loader.sampler
         if isinstance(sampler, DistributedSampler) and sampler.shuffle and not sampler.drop_last:
             order = SceneOrder(loader.dataset, sampler.seed, sampler.num_replicas, sampler.rank)

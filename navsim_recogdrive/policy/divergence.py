@@ -10,8 +10,8 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 
-from navsim_recogdrive.policy.configuration import DivergenceConfig
 from navsim_recogdrive.policy.features import TOKEN
+from navsim_recogdrive.policy.training_configuration import DivergenceConfig
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from navsim_recogdrive.planner.checkpoints import read_state_dict
 from navsim_recogdrive.policy.backbones import SharedBackbone, load_base, resolve_device
-from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig
+from navsim_recogdrive.policy.configuration import PolicyConfig
+from navsim_recogdrive.policy.settings import InvalidSetting
 from navsim_recogdrive.vlm.adapters import (
     LoRA,
     TrainedVLM,

@@ -13,10 +13,10 @@ import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
 
 from navsim_recogdrive.policy import random_state
-from navsim_recogdrive.policy.configuration import CheckpointConfig
 from navsim_recogdrive.policy.data_order import OrderedScenes
 from navsim_recogdrive.policy.preemption import Preempted, StopRequest, note_preemption
 from navsim_recogdrive.policy.run_settings import RunSettings
+from navsim_recogdrive.policy.training_configuration import CheckpointConfig
 
 logger = logging.getLogger(__name__)
 

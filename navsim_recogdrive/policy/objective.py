@@ -9,12 +9,12 @@ from torch import Tensor
 
 from navsim_recogdrive.planner.configuration import POSE_SIZE
 from navsim_recogdrive.policy.callbacks import ValidationDisplacement
-from navsim_recogdrive.policy.configuration import ImitationConfig
 from navsim_recogdrive.policy.features import EGO_STATUS, HIDDEN_STATE, IMAGE_TILES, PAST_POSES, TOKEN, TRAJECTORY
 from navsim_recogdrive.policy.image_features import scenes_of
 from navsim_recogdrive.policy.imitation import imitation_loss
 from navsim_recogdrive.policy.noise import scene_generators
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
+from navsim_recogdrive.policy.training_configuration import ImitationConfig
 
 VALIDATION_SEED = 0
 VALIDATION_DRAWS = 8

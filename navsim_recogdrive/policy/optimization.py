@@ -11,7 +11,8 @@ from torch import nn
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
-from navsim_recogdrive.policy.configuration import InvalidSetting, OptimizerConfig
+from navsim_recogdrive.policy.settings import InvalidSetting
+from navsim_recogdrive.policy.training_configuration import OptimizerConfig
 
 
 def learning_rate(epoch: int, *, peak: float, floor: float, epochs: int, warmup_epochs: int) -> float:

@@ -12,11 +12,8 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Callable
 from types import FrameType
 from typing import Any
-
-from lightning_fabric.utilities.seed import pl_worker_init_function
 
 logger = logging.getLogger(__name__)
 
@@ -27,9 +24,6 @@ NOTE_VARIABLE = "RECOGDRIVE_PREEMPTED_FILE"
 """Environment variable with the file to which a process that ends as :class:`Preempted` adds its checkpoint's path."""
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-
-WORKER_GRACE_S = 120
-"""Seconds that a loader's worker process goes on after SIGTERM, for its parent to finish the step."""
 
 
 class Preempted(SystemExit):
@@ -71,26 +65,3 @@ def note_preemption(checkpoint: str) -> None:
     if os.environ.get(NOTE_VARIABLE):
         with open(os.environ[NOTE_VARIABLE], "a", encoding="utf-8") as file:
             file.write(f"{checkpoint}\n")
-
-
-def start_worker(then: Callable[[int], None] | None, rank: int, worker_id: int) -> None:
-    """Start of a loader's worker process: let the signals pass, then what would have been the start.
-
-    Slurm signals every process of a job step. A worker that ended at once would fail its parent's step.
-
-    Args:
-        then: the loader's own ``worker_init_fn``; ``None``: Lightning's, where it seeds workers.
-        rank: of the parent.
-        worker_id: counted from 0.
-    """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_later)
-    if then is not None:
-        then(worker_id)
-    elif int(os.environ.get("PL_SEED_WORKERS", 0)):
-        pl_worker_init_function(worker_id, rank)
-
-
-def _end_later(number: int, frame: FrameType | None) -> None:
-    # Never ignored for good: at its own end Python sends its workers SIGTERM and waits for them. SIGALRM ends this one.
-    signal.alarm(WORKER_GRACE_S)

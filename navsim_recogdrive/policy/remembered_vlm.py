@@ -15,7 +15,8 @@ import pytorch_lightning as pl
 from navsim_recogdrive.cache.identity import CacheIdentity
 from navsim_recogdrive.observation import CAMERA_SETS
 from navsim_recogdrive.planner.checkpoints import read_checkpoint
-from navsim_recogdrive.policy.configuration import InvalidSetting, VLMConfig
+from navsim_recogdrive.policy.configuration import VLMConfig
+from navsim_recogdrive.policy.settings import InvalidSetting
 
 _KEY, _VLM = "navsim_recogdrive", "vlm"
 

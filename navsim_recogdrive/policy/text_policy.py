@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from navsim_recogdrive.observation import HORIZON_POSES, POSE_INTERVAL_S, Observation, PlannedTrajectory
 from navsim_recogdrive.policy.backbones import SharedBackbone
-from navsim_recogdrive.policy.configuration import InvalidSetting, VLMConfig, build_settings, with_vlm_group
+from navsim_recogdrive.policy.configuration import VLMConfig, with_vlm_group
+from navsim_recogdrive.policy.settings import InvalidSetting, build_settings
 from navsim_recogdrive.vlm.answers import parse_trajectory
 from navsim_recogdrive.vlm.identity import read_hidden_size
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytorch_lightning as pl
 from pytorch_lightning.loggers import WandbLogger
 
-from navsim_recogdrive.policy.configuration import WandbConfig
+from navsim_recogdrive.policy.training_configuration import WandbConfig
 
 
 class WandbMissing(ImportError):

@@ -25,6 +25,7 @@ from navsim_recogdrive.report.scene_facts import (
     read_settings,
 )
 from navsim_recogdrive.report.tables import FORMATS, Table, cell_text, tables_of
+from navsim_recogdrive.whole_numbers import whole_number_from
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -40,7 +41,11 @@ def build_parser() -> argparse.ArgumentParser:
     add("--title", default="Evaluation report")
     add("--baseline", metavar="NAME", help="the run that the others are compared with (default: the first)")
     add(
-        "--scenes", type=_count, default=12, metavar="N", help="worst scenes to show of each run (default: %(default)s)"
+        "--scenes",
+        type=whole_number_from(0),
+        default=12,
+        metavar="N",
+        help="worst scenes to show of each run (default: %(default)s)",
     )
     pictures = "TOKEN.png and TOKEN.json of scenes, for all runs or the one called NAME; may be given several times"
     add("--pictures", action="append", default=[], metavar="[NAME=]FOLDER", help=pictures)
@@ -51,25 +56,17 @@ def build_parser() -> argparse.ArgumentParser:
     cluster = f"what intervals and tests take as independent (default: logs, of {MIN_LOGS} or more that are all known)"
     add("--cluster", choices=CLUSTERS, default="auto", help=cluster)
     add("--confidence", type=_share, default=0.95, metavar="P", help="of the intervals (default: %(default)s)")
-    add("--replicates", type=_many, default=2000, metavar="R", help="bootstrap resamples (default: %(default)s)")
-    add("--seed", type=_count, default=0, help="of everything random (default: %(default)s)")
+    add(
+        "--replicates",
+        type=whole_number_from(100),
+        default=2000,
+        metavar="R",
+        help="bootstrap resamples (default: %(default)s)",
+    )
+    add("--seed", type=whole_number_from(0), default=0, help="of everything random (default: %(default)s)")
     add("--formats", nargs="+", choices=tuple(FORMATS), default=[], help="write the tables beside the page, too")
     add("--tokens", type=Path, metavar="FILE", help="write the tokens of the scenes that are shown, one per line")
     return parser
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, found {value}")
-    return value
-
-
-def _many(text: str) -> int:
-    value = int(text)
-    if value < 100:
-        raise argparse.ArgumentTypeError(f"must be at least 100, found {value}")
-    return value
 
 
 def _share(text: str) -> float:

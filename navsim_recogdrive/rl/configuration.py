@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from navsim_recogdrive.planner.configuration import FLOW_NOISE_LEVEL, LOG_PROB_STD_FLOOR, Method, SamplerSettings
-from navsim_recogdrive.policy.configuration import InvalidSetting
+from navsim_recogdrive.policy.settings import InvalidSetting
 
 AdvantageScale = Literal["group", "global"]
 

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from navsim_recogdrive.policy.callbacks import ValidationDisplacement
-from navsim_recogdrive.policy.configuration import InvalidSetting
 from navsim_recogdrive.policy.features import EGO_STATUS, HIDDEN_STATE, PAST_POSES, TOKEN, TRAJECTORY
 from navsim_recogdrive.policy.objective import InvalidFeature, describe_non_finite
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
+from navsim_recogdrive.policy.settings import InvalidSetting
 from navsim_recogdrive.rl.advantages import group_advantages
 from navsim_recogdrive.rl.configuration import RLConfig
 from navsim_recogdrive.rl.losses import policy_loss, scene_mean

@@ -10,7 +10,7 @@ import torch
 from navsim_recogdrive.planner.checkpoints import load_planner_weights
 from navsim_recogdrive.planner.configuration import PlannerConfig
 from navsim_recogdrive.planner.planner import DiffusionPlanner
-from navsim_recogdrive.policy.configuration import InvalidSetting
+from navsim_recogdrive.policy.settings import InvalidSetting
 
 
 class ReferencePolicy:

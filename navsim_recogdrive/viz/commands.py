@@ -21,6 +21,7 @@ from navsim_recogdrive.viz.film import write_film
 from navsim_recogdrive.viz.films import denoising_film, training_film
 from navsim_recogdrive.viz.scene_view import Image, InvalidView, SceneView
 from navsim_recogdrive.viz.sheet import draw_sheet
+from navsim_recogdrive.whole_numbers import whole_number_from
 
 if TYPE_CHECKING:
     from navsim_recogdrive.policy.policy import ReCogDrivePolicy
@@ -40,7 +41,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("output", type=Path, help="folder to write to")
     parser.add_argument("--token", nargs="+", default=[], metavar="TOKEN", help="scenes to draw")
     parser.add_argument("--log", nargs="+", default=[], metavar="NAME", help="logs whose scenes to draw")
-    parser.add_argument("--scenes", type=_positive, default=4, metavar="N", help="of these, so many, spread evenly [4]")
+    parser.add_argument(
+        "--scenes", type=whole_number_from(1), default=4, metavar="N", help="of these, so many, spread evenly [4]"
+    )
     models = parser.add_argument_group("planners")
     models.add_argument(
         "--checkpoint",
@@ -53,11 +56,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     models.add_argument("--vlm", default=os.environ.get("VLM_PATH"), help="folder or hub id of the VLM [VLM_PATH]")
     models.add_argument("--weights", choices=("averaged", "raw"), default="averaged", help="of a checkpoint with both")
     models.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N [auto]")
-    models.add_argument("--samples", type=_count, metavar="N", help="trajectories to sample [pictures 0, denoising 16]")
-    models.add_argument("--seed", type=_count, default=0, metavar="N", help="of the noise [0]")
+    models.add_argument(
+        "--samples", type=whole_number_from(0), metavar="N", help="trajectories to sample [pictures 0, denoising 16]"
+    )
+    models.add_argument("--seed", type=whole_number_from(0), default=0, metavar="N", help="of the noise [0]")
     models.add_argument("--deterministic", action="store_true", help="no noise after the first")
     look = parser.add_argument_group("look")
-    look.add_argument("--height", type=_height, default=720, metavar="PX", help="of pictures [720]")
+    look.add_argument(
+        "--height", type=whole_number_from(_SMALLEST_HEIGHT), default=720, metavar="PX", help="of pictures [720]"
+    )
     look.add_argument("--views", nargs="+", choices=_VIEWS, default=["sheet"], help="pictures to write [sheet]")
     look.add_argument("--vector", choices=("pdf", "svg"), help="also the bird's-eye view as a vector file; matplotlib")
     look.add_argument("--film", nargs="+", choices=("gif", "mp4"), default=["gif"], help="kinds of film [gif]")
@@ -231,21 +238,3 @@ def fail(error: BaseException) -> int:
     """Print an error and return the exit status."""
     print(f"error: {error}", file=sys.stderr)
     return 2
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1 on, found {text!r}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 on, found {text!r}")
-    return int(text)
-
-
-def _height(text: str) -> int:
-    if not text.isdecimal() or int(text) < _SMALLEST_HEIGHT:
-        raise argparse.ArgumentTypeError(f"must be a whole number from {_SMALLEST_HEIGHT} on, found {text!r}")
-    return int(text)

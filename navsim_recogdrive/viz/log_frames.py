@@ -37,7 +37,7 @@ def log_view(frame: Mapping[str, Any], observation: Observation, human: NDArray[
     speed = float(np.hypot(*observation.velocity))
     return SceneView(
         title=str(frame["token"]),
-        subtitle=f"{frame['log_name']}   command: {command}   {speed:.1f} m/s",
+        subtitle=f"{command}, {speed:.1f} m/s   {frame['log_name']}",
         agents=agents,
         past_poses=observation.past_poses.astype(np.float64),
         human=None if human is None else human.astype(np.float64),

@@ -19,8 +19,8 @@ from pytorch_lightning.loggers import TensorBoardLogger, WandbLogger
 from torch import Tensor
 
 from navsim_recogdrive.policy.callbacks import ValidationDisplacement
-from navsim_recogdrive.policy.configuration import PicturesConfig
 from navsim_recogdrive.policy.features import PAST_POSES, TOKEN, TRAJECTORY
+from navsim_recogdrive.policy.training_configuration import PicturesConfig
 from navsim_recogdrive.rl.objective import RLObjective
 from navsim_recogdrive.viz.bird_eye import Window, fitting_window
 from navsim_recogdrive.viz.commands import spread, write_png

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import pytest
 from filled_cache import SCENES, Cache
 from runners import Runners
+from submission_files import CREDIT, SYNTHETIC, TOKENS, arc
 from tiny_sizes import TINY_HIDDEN_LENGTH, TINY_PLANNER
 
 
@@ -118,3 +121,50 @@ def full_cache(cache: Cache) -> Cache:
     assert sorted(cache.fill()) == sorted(cache.loader.tokens)
     cache.age()
     return cache
+
+
+@pytest.fixture(scope="module")
+def submitted_trajectory() -> Callable[..., Any]:
+    """``submitted_trajectory(poses)``: what NAVSIM pickles, with its class names; unchecked, as a pickle may be."""
+    try:
+        from navsim_recogdrive.agents.compat import Trajectory, TrajectorySampling
+    except ImportError:
+        pytest.skip("NAVSIM is not importable")
+
+    def make(poses: Any = None, sampling: Any = None) -> Any:
+        made = Trajectory(arc(), TrajectorySampling(time_horizon=4, interval_length=0.5))
+        made.poses = made.poses if poses is None else poses
+        made.trajectory_sampling = made.trajectory_sampling if sampling is None else sampling
+        return made
+
+    return make
+
+
+@pytest.fixture
+def submission_v1(submitted_trajectory: Callable[..., Any]) -> dict[str, Any]:
+    return {**CREDIT, "predictions": [{token: submitted_trajectory(arc(8 + n)) for n, token in enumerate(TOKENS)}]}
+
+
+@pytest.fixture
+def submission_v2(submitted_trajectory: Callable[..., Any]) -> dict[str, Any]:
+    second = {token: submitted_trajectory(arc(5 + n)) for n, token in enumerate(SYNTHETIC)}
+    first = {token: submitted_trajectory(arc(8 + n)) for n, token in enumerate(TOKENS)}
+    return {**CREDIT, "first_stage_predictions": [first], "second_stage_predictions": [second]}
+
+
+@pytest.fixture
+def check_submission(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., dict[str, Any]]:
+    """``check_submission(content)``: the report on its pickle, held against ``TOKENS`` (v2.x: and ``SYNTHETIC``)."""
+    from navsim_recogdrive.agents.check_submission import main
+
+    def run(content: Any, *arguments: str, tokens: list[str] | None = None) -> dict[str, Any]:
+        file = tmp_path / "submission.pkl"
+        file.write_bytes(content if isinstance(content, bytes) else pickle.dumps(content))
+        two = isinstance(content, dict) and "first_stage_predictions" in content
+        (tmp_path / "tokens.txt").write_text("\n".join(tokens or [*TOKENS, *(SYNTHETIC if two else [])]))
+        status = main([str(file), "--tokens", str(tmp_path / "tokens.txt"), "--json", *arguments])
+        report: dict[str, Any] = json.loads(capsys.readouterr().out)
+        assert status == (0 if report["valid"] else 1)
+        return report
+
+    return run

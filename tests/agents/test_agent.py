@@ -69,7 +69,7 @@ def test_either_kind_of_weights_can_be_scored(
     make_agent: Callable[..., Any], scene_loader: Callable[..., Any], checkpoint: Path
 ) -> None:
     from navsim_recogdrive.planner.checkpoints import PlannerCheckpointError
-    from navsim_recogdrive.policy.configuration import InvalidSetting
+    from navsim_recogdrive.policy.settings import InvalidSetting
 
     with pytest.raises(PlannerCheckpointError, match=r"no raw weights.*leave out agent\.checkpoint_weights=raw"):
         make_agent(checkpoint_path=str(checkpoint), checkpoint_weights="raw")
@@ -134,7 +134,7 @@ def test_forward_and_loss_like_the_runner(make_agent: Callable[..., Any], scene_
 
 def test_settings_that_do_not_fit(make_agent: Callable[..., Any], checkpoint: Path, tmp_path: Path) -> None:
     from navsim_recogdrive.planner.checkpoints import PlannerCheckpointError
-    from navsim_recogdrive.policy.configuration import InvalidSetting
+    from navsim_recogdrive.policy.settings import InvalidSetting
 
     with pytest.raises(InvalidSetting, match=r"hidden size 32.*expects 1536"):
         make_agent(planner={"hidden_state_size": 1536})
@@ -160,7 +160,7 @@ def test_settings_that_do_not_fit(make_agent: Callable[..., Any], checkpoint: Pa
 def test_without_vlm_hidden_states_cannot_be_computed(
     make_agent: Callable[..., Any], scene_loader: Callable[..., Any]
 ) -> None:
-    from navsim_recogdrive.policy.configuration import InvalidSetting
+    from navsim_recogdrive.policy.settings import InvalidSetting
 
     agent = make_agent(vlm={"path": None})
     loader = scene_loader("test", agent.get_sensor_config())
@@ -194,7 +194,7 @@ def test_checks_before_training(
 
     from navsim_recogdrive.agents import recogdrive_agent
     from navsim_recogdrive.agents.host import EmptySplit
-    from navsim_recogdrive.policy.configuration import InvalidSetting
+    from navsim_recogdrive.policy.settings import InvalidSetting
 
     monkeypatch.setattr(recogdrive_agent, "running_training", lambda: True)
     logs = [path.stem for path in (navsim_world / "navsim_logs" / "trainval").iterdir()]

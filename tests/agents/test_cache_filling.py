@@ -288,8 +288,8 @@ def test_the_layout_is_that_of_the_builders(make_agent: Callable[..., Any]) -> N
 
 def test_checkpoints_remember_the_vlm(full_cache: Cache, tmp_path: Path) -> None:
     from navsim_recogdrive.cache.identity import read_identity
-    from navsim_recogdrive.policy.configuration import InvalidSetting
     from navsim_recogdrive.policy.remembered_vlm import RememberVLM, read_remembered_vlm
+    from navsim_recogdrive.policy.settings import InvalidSetting
 
     agent = full_cache.training_agent()
     (callback,) = [one for one in agent.get_training_callbacks() if isinstance(one, RememberVLM)]

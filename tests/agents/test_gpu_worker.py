@@ -56,7 +56,7 @@ def test_settings_that_cannot_work(
     monkeypatch: pytest.MonkeyPatch, visible: int, settings: dict[str, int], message: str
 ) -> None:
     from navsim_recogdrive.agents import gpu_worker
-    from navsim_recogdrive.policy.configuration import InvalidSetting
+    from navsim_recogdrive.policy.settings import InvalidSetting
 
     monkeypatch.setattr(gpu_worker, "visible_gpus", lambda: visible)
     with pytest.raises(InvalidSetting, match=message):

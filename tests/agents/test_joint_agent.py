@@ -142,7 +142,7 @@ def test_caches_that_do_not_fit_are_refused(
 ) -> None:
     from navsim_recogdrive.agents.host import EmptySplit
     from navsim_recogdrive.cache.stored import DamagedFeature
-    from navsim_recogdrive.policy.configuration import InvalidSetting
+    from navsim_recogdrive.policy.settings import InvalidSetting
 
     def host(cache: Path) -> dict[str, Any]:
         log = next(path.name for path in cache.iterdir())

@@ -75,14 +75,14 @@ def test_other_settings_are_refused(
 
 
 def test_another_vlm_is_refused(make_agent: Callable[..., Any], stopped: dict[str, Any]) -> None:
-    from navsim_recogdrive.policy.configuration import InvalidSetting
+    from navsim_recogdrive.policy.settings import InvalidSetting
 
     with pytest.raises(InvalidSetting, match=r"last.ckpt was trained with another VLM or prompt: .*max_tiles differs"):
         make_agent(**stopped, vlm={"max_tiles": 6})
 
 
 def test_scoring_has_nothing_to_resume(make_agent: Callable[..., Any]) -> None:
-    from navsim_recogdrive.policy.configuration import InvalidSetting
+    from navsim_recogdrive.policy.settings import InvalidSetting
 
     with pytest.raises(InvalidSetting, match="agent.resume=auto is for run_training.py"):
         make_agent(resume="auto")

@@ -95,7 +95,7 @@ def test_a_resumed_run_must_have_the_same_reference_policy(
 
 
 def test_no_reference_policy(make: Callable[..., Any], imitation: Path, tmp_path: Path) -> None:
-    from navsim_recogdrive.policy.configuration import InvalidSetting
+    from navsim_recogdrive.policy.settings import InvalidSetting
 
     with pytest.raises(InvalidSetting, match=r"set agent\.reference_policy_checkpoint=FILE"):
         make(checkpoint_path=str(imitation))
@@ -135,7 +135,7 @@ def test_reference_policy_of_another_size(make: Callable[..., Any], tmp_path: Pa
 def test_settings_that_cannot_work(
     make: Callable[..., Any], imitation: Path, settings: dict[str, Any], message: str
 ) -> None:
-    from navsim_recogdrive.policy.configuration import InvalidSetting
+    from navsim_recogdrive.policy.settings import InvalidSetting
 
     with pytest.raises(InvalidSetting, match=message):
         make(reference_policy_checkpoint=str(imitation), **settings)
@@ -144,7 +144,7 @@ def test_settings_that_cannot_work(
 def test_missing_metric_caches(make: Callable[..., Any], imitation: Path, metric_cache: Path, tmp_path: Path) -> None:
     from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, UnusableMetricCache
     from navsim_recogdrive.agents.reward_scenes import MissingMetricCaches
-    from navsim_recogdrive.policy.configuration import InvalidSetting
+    from navsim_recogdrive.policy.settings import InvalidSetting
 
     there = MetricCacheFolder(metric_cache).tokens[:2]
     unknown = [f"unknown{i:02}" for i in range(12)]
@@ -255,7 +255,7 @@ def test_epochs_by_default_are_warned_of(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     from navsim_recogdrive.agents import rl_agent
-    from navsim_recogdrive.policy.configuration import InvalidSetting
+    from navsim_recogdrive.policy.settings import InvalidSetting
 
     config = OmegaConf.create({"overrides": {"task": overrides}})
     monkeypatch.setattr(rl_agent.HydraConfig, "initialized", staticmethod(lambda: True))
@@ -268,7 +268,7 @@ def test_epochs_by_default_are_warned_of(
 def test_configs_say_the_defaults() -> None:
     import navsim_recogdrive.configs
     from navsim_recogdrive.agents.pdm_reward import PDMRewardSettings
-    from navsim_recogdrive.policy.configuration import build_settings
+    from navsim_recogdrive.policy.settings import build_settings
     from navsim_recogdrive.rl.configuration import RLConfig
 
     folder = Path(navsim_recogdrive.configs.__file__).parent / "agent"

@@ -92,7 +92,7 @@ def test_training_refuses_it_at_once(runners: Runners) -> None:
 
 
 def test_caching_refuses_it_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    from navsim_recogdrive.policy.configuration import InvalidSetting
+    from navsim_recogdrive.policy.settings import InvalidSetting
 
     job = SimpleNamespace(job=SimpleNamespace(name="run_dataset_caching"))
     monkeypatch.setattr(HydraConfig, "initialized", lambda: True)
@@ -114,7 +114,7 @@ def test_a_vlm_of_another_size_is_refused_before_anything_is_loaded(tiny_vlm: Pa
 
 
 def test_an_8b_vlm_is_sent_to_its_agent(tiny_vlm: Path, tmp_path: Path) -> None:
-    from navsim_recogdrive.policy.configuration import InvalidSetting
+    from navsim_recogdrive.policy.settings import InvalidSetting
 
     config = json.loads((tiny_vlm / "config.json").read_text())
     config["llm_config"] |= {"hidden_size": 3584}
@@ -125,7 +125,7 @@ def test_an_8b_vlm_is_sent_to_its_agent(tiny_vlm: Path, tmp_path: Path) -> None:
 
 def test_what_is_missing_or_wrong_is_said_early(tiny_vlm: Path, tmp_path: Path) -> None:
     from navsim_recogdrive.agents.text_agent import TrajectorySampling
-    from navsim_recogdrive.policy.configuration import InvalidSetting
+    from navsim_recogdrive.policy.settings import InvalidSetting
     from navsim_recogdrive.vlm import VLMCheckpointError
 
     with pytest.raises(InvalidSetting, match=r"set agent\.vlm\.path"):
@@ -139,7 +139,7 @@ def test_what_is_missing_or_wrong_is_said_early(tiny_vlm: Path, tmp_path: Path) 
 
 
 def test_it_has_no_features_to_cache(tiny_vlm: Path) -> None:
-    from navsim_recogdrive.policy.configuration import InvalidSetting
+    from navsim_recogdrive.policy.settings import InvalidSetting
 
     with pytest.raises(InvalidSetting, match="the text planner has nothing to train there: use agent=recogdrive_2b"):
         _agent(vlm={"path": str(tiny_vlm)}).get_feature_builders()

@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from navsim_recogdrive.policy.averaging import WeightAverage
-from navsim_recogdrive.policy.configuration import EMAConfig
+from navsim_recogdrive.policy.training_configuration import EMAConfig
 
 
 class Model(pl.LightningModule):

@@ -15,13 +15,13 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset
 
 from navsim_recogdrive.policy.checkpoint_files import AtomicCheckpoints
-from navsim_recogdrive.policy.configuration import CheckpointConfig, DivergenceConfig, OptimizerConfig
 from navsim_recogdrive.policy.data_order import OrderedScenes
 from navsim_recogdrive.policy.divergence import GradientWatch
 from navsim_recogdrive.policy.last_checkpoint import LastCheckpoint
 from navsim_recogdrive.policy.optimization import lightning_optimizers
 from navsim_recogdrive.policy.resume import ContinueRun, find_checkpoint, read_resumed
 from navsim_recogdrive.policy.run_settings import RunSettings
+from navsim_recogdrive.policy.training_configuration import CheckpointConfig, DivergenceConfig, OptimizerConfig
 
 
 class Scenes(Dataset[Any]):

@@ -20,7 +20,9 @@ from pytorch_lightning.strategies import FSDPStrategy
 
 from navsim_recogdrive.policy.averaging import NoWeightAverage, WeightAverage, decay_at
 from navsim_recogdrive.policy.callbacks import ValidationDisplacement, training_callbacks
-from navsim_recogdrive.policy.configuration import EMAConfig, InvalidSetting, PolicyConfig
+from navsim_recogdrive.policy.configuration import PolicyConfig
+from navsim_recogdrive.policy.settings import InvalidSetting
+from navsim_recogdrive.policy.training_configuration import EMAConfig
 
 Weights = dict[str, torch.Tensor]
 

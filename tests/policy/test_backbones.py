@@ -13,8 +13,9 @@ from tiny_sizes import TINY_HIDDEN_LENGTH
 
 from navsim_recogdrive.observation import Observation
 from navsim_recogdrive.policy.backbones import SharedBackbone
-from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig, VLMConfig
+from navsim_recogdrive.policy.configuration import PolicyConfig, VLMConfig
 from navsim_recogdrive.policy.features import HIDDEN_STATE
+from navsim_recogdrive.policy.settings import InvalidSetting
 from navsim_recogdrive.vlm.backbone import Backbone
 
 

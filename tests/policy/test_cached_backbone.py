@@ -18,8 +18,9 @@ from navsim_recogdrive.cache.identity import CacheIdentityError, claim
 from navsim_recogdrive.cache.stored import DamagedFeature
 from navsim_recogdrive.policy.backbones import SharedBackbone
 from navsim_recogdrive.policy.cached_backbone import CachedBackbone, SceneNotCached, open_evaluation_cache
-from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig, VLMConfig
+from navsim_recogdrive.policy.configuration import PolicyConfig, VLMConfig
 from navsim_recogdrive.policy.features import HIDDEN_STATE_CACHE
+from navsim_recogdrive.policy.settings import InvalidSetting
 
 SCENES = ("first", "second", "third")
 

@@ -1,4 +1,4 @@
-"""Checkpoint files that a killed writer leaves whole, random states, and workers that outlive a signal."""
+"""Checkpoint files that a killed writer leaves whole, and random states."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import pytest
 import torch
 from interrupted_training import run
 
-from navsim_recogdrive.policy import preemption, random_state
+from navsim_recogdrive.policy import random_state
 from navsim_recogdrive.policy.checkpoint_files import AtomicCheckpointIO
 
 # A tensor that is announced and then kills the process: half a file has been written by then.
@@ -110,22 +109,3 @@ def test_random_states_survive_a_file(tmp_path: Path) -> None:
     expected = [draw(), draw()]
     random_state.restore(torch.load(tmp_path / "state", weights_only=True), cpu)
     assert [draw(), draw()] == expected
-
-
-def test_a_loaders_worker_outlives_the_signals_of_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preemption, "WORKER_GRACE_S", 1)
-    started: list[int] = []
-    child = os.fork()
-    if child == 0:
-        preemption.start_worker(started.append, 0, 3)
-        os.kill(os.getpid(), signal.SIGUSR1)
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(0.3)
-        if started != [3]:
-            os._exit(1)
-        time.sleep(30)
-        os._exit(2)
-    begun = time.monotonic()
-    _, status = os.waitpid(child, 0)
-    assert os.WTERMSIG(status) == signal.SIGALRM, "the grace is over"
-    assert time.monotonic() - begun < 20

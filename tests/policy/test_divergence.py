@@ -11,8 +11,10 @@ import torch
 from interrupted_training import run
 from torch import nn
 
-from navsim_recogdrive.policy.configuration import DivergenceConfig, InvalidSetting, PolicyConfig
+from navsim_recogdrive.policy.configuration import PolicyConfig
 from navsim_recogdrive.policy.divergence import Diverged, GradientWatch
+from navsim_recogdrive.policy.settings import InvalidSetting
+from navsim_recogdrive.policy.training_configuration import DivergenceConfig
 
 
 class Gradients:

@@ -10,9 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 from navsim_recogdrive.planner import DiffusionPlanner, PlannerConfig
-from navsim_recogdrive.policy.configuration import InvalidSetting, OptimizerConfig
 from navsim_recogdrive.policy.imitation import imitation_loss
 from navsim_recogdrive.policy.optimization import build_optimizer, learning_rate
+from navsim_recogdrive.policy.settings import InvalidSetting
+from navsim_recogdrive.policy.training_configuration import OptimizerConfig
 
 DATA = Path(__file__).parents[1] / "data" / "planner"
 METHODS = ["ddim", "ddpm", "flow"]

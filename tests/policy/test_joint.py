@@ -17,13 +17,15 @@ from navsim_recogdrive.observation import Observation
 from navsim_recogdrive.planner.configuration import PlannerConfig
 from navsim_recogdrive.planner.planner import DiffusionPlanner
 from navsim_recogdrive.policy.backbones import SharedBackbone
-from navsim_recogdrive.policy.configuration import InvalidSetting, OptimizerConfig, PolicyConfig, VLMConfig
+from navsim_recogdrive.policy.configuration import PolicyConfig, VLMConfig
 from navsim_recogdrive.policy.features import ego_features
 from navsim_recogdrive.policy.image_features import scenes_of, tile_features
 from navsim_recogdrive.policy.joint import CarriedVLM, OwnBackbone, TrainableVLM, read_trained_vlm
 from navsim_recogdrive.policy.objective import ImitationObjective
 from navsim_recogdrive.policy.optimization import lightning_optimizers
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
+from navsim_recogdrive.policy.settings import InvalidSetting
+from navsim_recogdrive.policy.training_configuration import OptimizerConfig
 from navsim_recogdrive.vlm.checkpoint_files import VLMCheckpointError
 from navsim_recogdrive.vlm.tiny_checkpoint import write_tiny_checkpoint
 

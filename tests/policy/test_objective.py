@@ -10,9 +10,10 @@ from navsim_recogdrive.planner.configuration import PlannerConfig
 from navsim_recogdrive.planner.planner import DiffusionPlanner
 from navsim_recogdrive.policy.backbones import SharedBackbone
 from navsim_recogdrive.policy.callbacks import NoisePerRank
-from navsim_recogdrive.policy.configuration import ImitationConfig, VLMConfig
+from navsim_recogdrive.policy.configuration import VLMConfig
 from navsim_recogdrive.policy.objective import ImitationObjective, InvalidFeature
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
+from navsim_recogdrive.policy.training_configuration import ImitationConfig
 
 
 @pytest.fixture(params=["ddim", "ddpm", "flow"])

@@ -13,8 +13,9 @@ from navsim_recogdrive.planner.configuration import PlannerConfig
 from navsim_recogdrive.planner.planner import DiffusionPlanner
 from navsim_recogdrive.policy import backbones
 from navsim_recogdrive.policy.backbones import SharedBackbone, resolve_device
-from navsim_recogdrive.policy.configuration import InvalidSetting, PolicyConfig, SamplingConfig, VLMConfig
+from navsim_recogdrive.policy.configuration import PolicyConfig, SamplingConfig, VLMConfig
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
+from navsim_recogdrive.policy.settings import InvalidSetting
 
 
 @pytest.fixture(scope="module")

@@ -268,8 +268,8 @@ def test_settings_are_named_as_a_user_sets_them(tmp_path: Path) -> None:
 
 
 def test_time_is_that_of_rank_0(tmp_path: Path) -> None:
-    from navsim_recogdrive.policy.configuration import CheckpointConfig
     from navsim_recogdrive.policy.data_order import OrderedScenes
+    from navsim_recogdrive.policy.training_configuration import CheckpointConfig
 
     callback = LastCheckpoint(CheckpointConfig(every_minutes=1e-9), OrderedScenes(), RunSettings())
 

@@ -16,7 +16,8 @@ from tiny_sizes import TINY_TILE
 
 from navsim_recogdrive.observation import InvalidObservation, Observation
 from navsim_recogdrive.policy.backbones import SharedBackbone
-from navsim_recogdrive.policy.configuration import InvalidSetting, VLMConfig
+from navsim_recogdrive.policy.configuration import VLMConfig
+from navsim_recogdrive.policy.settings import InvalidSetting
 from navsim_recogdrive.policy.text_policy import GenerationSettings, TextPolicy, TextPolicyConfig
 
 REPOSITORY = Path(__file__).parents[2]

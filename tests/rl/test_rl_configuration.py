@@ -6,7 +6,7 @@ import pytest
 from small_problem import small_objective, small_planner
 
 from navsim_recogdrive.planner import PlannerCheckpointError, PlannerConfig
-from navsim_recogdrive.policy.configuration import InvalidSetting, build_settings
+from navsim_recogdrive.policy.settings import InvalidSetting, build_settings
 from navsim_recogdrive.rl.configuration import RLConfig
 from navsim_recogdrive.rl.objective import RLObjective
 from navsim_recogdrive.rl.reference import ReferencePolicy

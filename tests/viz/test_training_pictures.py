@@ -17,8 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from navsim_recogdrive.policy import tracking
 from navsim_recogdrive.policy.callbacks import ValidationDisplacement
-from navsim_recogdrive.policy.configuration import InvalidSetting, PicturesConfig, PolicyConfig, WandbConfig
+from navsim_recogdrive.policy.configuration import PolicyConfig
+from navsim_recogdrive.policy.settings import InvalidSetting
 from navsim_recogdrive.policy.tracking import WandbMissing, WandbTracking
+from navsim_recogdrive.policy.training_configuration import PicturesConfig, WandbConfig
 from navsim_recogdrive.rl.objective import DrawnGroups, RLObjective
 from navsim_recogdrive.viz import training_pictures as room
 from navsim_recogdrive.viz.scene_view import SceneView

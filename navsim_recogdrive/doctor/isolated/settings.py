@@ -10,7 +10,8 @@ import torch
 from navsim_recogdrive.planner.configuration import PlannerConfig
 from navsim_recogdrive.planner.planner import DiffusionPlanner
 from navsim_recogdrive.policy.cache_estimate import SCENES
-from navsim_recogdrive.policy.configuration import PolicyConfig, VLMConfig, build_settings, with_vlm_group
+from navsim_recogdrive.policy.configuration import PolicyConfig, VLMConfig, with_vlm_group
+from navsim_recogdrive.policy.settings import build_settings
 
 
 def run(parameters: dict[str, Any], results: dict[str, Any], argument: str) -> dict[str, Any]:

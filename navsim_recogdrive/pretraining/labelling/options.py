@@ -14,6 +14,7 @@ from navsim_recogdrive.pretraining.labelling.labeller import Labeller, Settings
 from navsim_recogdrive.pretraining.labelling.pipeline import Servers
 from navsim_recogdrive.pretraining.labelling.report import Price
 from navsim_recogdrive.pretraining.labelling.templates import Templates
+from navsim_recogdrive.whole_numbers import whole_number_from
 
 
 def parser() -> argparse.ArgumentParser:
@@ -38,7 +39,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--threshold", type=float, default=7.0, help="lowest score 0..10 that passes [7]")
         command.add_argument(
             "--workers",
-            type=_count,
+            type=whole_number_from(1),
             default=os.cpu_count() or 1,
             metavar="N",
             help="processes that work out what is known of the scenes [all cores]",
@@ -115,7 +116,7 @@ def _add_scenes(parser: argparse.ArgumentParser) -> None:
         default=os.environ.get("OPENSCENE_DATA_ROOT"),
         help="what paths of images are relative to [OPENSCENE_DATA_ROOT]",
     )
-    parser.add_argument("--limit-scenes", type=_count, metavar="N", help="only the first N scenes")
+    parser.add_argument("--limit-scenes", type=whole_number_from(1), metavar="N", help="only the first N scenes")
 
 
 def _add_questions(parser: argparse.ArgumentParser) -> None:
@@ -163,12 +164,6 @@ def _add_server(parser: argparse.ArgumentParser) -> None:
     for name, what in (("in", "requests"), ("out", "answers")):
         parser.add_argument(f"--price-{name}", type=float, default=0.0, help=f"of a million tokens of {what} [0]")
         parser.add_argument(f"--judge-price-{name}", type=float, help="likewise of the judge [the same]")
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0, found {text}")
-    return int(text)
 
 
 def _json_object(text: str) -> dict[str, Any]:
