@@ -45,8 +45,7 @@ def runners(tiny_world: Path, tiny_vlm: Path, tmp_path_factory: pytest.TempPathF
 def metric_cache(tiny_world: Path, tiny_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Metric caches of the world's test split, made by NAVSIM's own script."""
     runners = Runners(tiny_world, tiny_vlm, tmp_path_factory.mktemp("metrics"))
-    runners.cache_metrics()
-    return runners.experiments / "metric_cache"
+    return runners.cache_metrics().resolve()
 
 
 @pytest.fixture

@@ -20,6 +20,8 @@ ON_CPU = [
 ]
 EVERY_FRAME = "train_test_split.scene_filter.frame_interval=1"
 REPOSITORY = Path(__file__).parents[2]
+_METRIC_CACHES: dict[tuple[Path, str], Path] = {}
+"""Of a world and a split, where the first test had them made."""
 
 
 class Runners:
@@ -36,6 +38,7 @@ class Runners:
         self.major = NAVSIM_MAJOR
         self.experiments = folder / "exp"
         self.output = ""
+        self._world = world
         self._scripts = Path(script.__file__).parent
         self._cwd = folder / "elsewhere"
         self._cwd.mkdir()
@@ -65,12 +68,22 @@ class Runners:
         return self.output
 
     def cache_metrics(self, split: str = "test", folder: str = "metric_cache") -> Path:
-        """Fill a metric cache, by default the one that :meth:`score` reads."""
+        """Fill a metric cache, by default the one that :meth:`score` reads; in one process once for each split.
+
+        Where it was filled for another test it is a link: not to be changed.
+        """
         setting = "metric_cache_path" if self.major >= 2 else "cache.cache_path"
         root = self.experiments / folder
-        self.run(
-            "run_metric_caching.py", f"train_test_split={split}", EVERY_FRAME, "worker=sequential", f"{setting}={root}"
-        )
+        key = (self._world, split)
+        if key not in _METRIC_CACHES:
+            self.run(
+                *("run_metric_caching.py", f"train_test_split={split}", EVERY_FRAME),
+                *("worker=sequential", f"{setting}={root}"),
+            )
+            _METRIC_CACHES[key] = root
+        elif not root.exists():
+            root.parent.mkdir(parents=True, exist_ok=True)
+            root.symlink_to(_METRIC_CACHES[key])
         return root
 
     def score(self, agent: list[str], name: str, worker: tuple[str, ...] = ("worker=sequential",)) -> pd.DataFrame:

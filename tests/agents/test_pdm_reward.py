@@ -228,6 +228,23 @@ def _is_running(process_id: int) -> bool:
     return state != "Z"  # ended, and not collected by the init process of a container
 
 
+def test_a_forked_child_does_not_keep_workers_from_ending(folder: Path) -> None:
+    from navsim_recogdrive.agents.reward_messages import ScoringSettings
+    from navsim_recogdrive.agents.reward_pool import RewardPool
+
+    pool = RewardPool(ScoringSettings(str(folder)), workers=1)
+    pool.wait_for(pool.submit(["fails"], groups(1)))
+    worker = pool._workers[0].process
+    child = os.fork()  # as a loader's worker is: it holds the connection open, too
+    if child == 0:
+        time.sleep(60)
+        os._exit(0)
+    pool.close()
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    assert worker.returncode == 0, "it ended by itself"
+
+
 def test_workers_have_one_thread_and_no_gpu(pooled: Any) -> None:
     for process_id in pooled.process_ids:
         environment = Path(f"/proc/{process_id}/environ").read_bytes().split(b"\0")
