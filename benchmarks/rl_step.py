@@ -278,7 +278,7 @@ def main() -> None:
     parser.add_argument("--memory-groups", type=int, nargs="*", default=[4, 8, 16], help="G of the memory table")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="2 scenes, 200 hidden states, 1 repeat, G = 4, 8")
-    parser.add_argument("--peak", choices=["ours", "baseline"], help=argparse.SUPPRESS)
+    parser.add_argument("--peak", choices=["ours", "baseline"], help="only print the peak memory of this way, MiB")
     options = parser.parse_args()
     if options.quick:
         options.scenes, options.rows, options.repeats, options.memory_groups = 2, 200, 1, [4, 8]
