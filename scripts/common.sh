@@ -180,6 +180,51 @@ run_or_print() {
         printf '%q ' "$@"
         echo
     else
-        "$@"
+        run_command "$@"
     fi
+}
+
+# A terminal's signals reach a command anyway. Without one, what ends this script would leave the command behind.
+run_command() {
+    if [[ -t 0 ]]; then
+        "$@"
+    else
+        run_passing_signals echo "$@"
+    fi
+}
+
+# run_passing_signals WHOM COMMAND...: runs the command and gives its status. What would end this script goes, once and as
+# SIGTERM, to the processes that WHOM prints, given the command's.
+run_passing_signals() {
+    local status=127 before
+    WHOM="$1" STOPPING=false COMMAND=
+    shift
+    trap _pass_signal TERM INT HUP QUIT USR1
+    # With job control, a process group of its own: a terminal's interrupt reaches this shell alone. SIGUSR1, which would
+    # end torchrun and leave its processes behind, is ignored by what it starts until it listens.
+    set -m
+    (
+        trap - TERM INT HUP QUIT EXIT
+        trap '' USR1
+        exec "$@"
+    ) </dev/null &
+    COMMAND=$!
+    set +m
+    ! $STOPPING || kill -TERM "$COMMAND" # asked before there was a command to tell
+    until # a signal ends only the waiting
+        INTERRUPTED=false before=$status status=0
+        wait "$COMMAND" 2>/dev/null || status=$?
+        ! $INTERRUPTED
+    do :; done
+    ((status != 127)) || status=$before # collected already, when the signal came
+    trap - TERM INT HUP QUIT USR1
+    return "$status"
+}
+
+_pass_signal() {
+    INTERRUPTED=true
+    ! $STOPPING || return 0
+    STOPPING=true
+    # shellcheck disable=SC2046
+    [[ -z $COMMAND ]] || kill -TERM $("$WHOM" "$COMMAND") 2>/dev/null || true
 }

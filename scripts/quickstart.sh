@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The whole road at tiny size, on CPU, in a few minutes: a synthetic driving world, a tiny random VLM, then NAVSIM's own
-# runners with agent=recogdrive_2b: cache hidden states, train by imitation, cache metrics, train on by reinforcement
-# (agent=recogdrive_2b_rl), score, write a submission.
+# The whole road at tiny size, on CPU, in minutes: a synthetic driving world, a tiny random VLM, then NAVSIM's own runners
+# with agent=recogdrive_tiny, which is recogdrive_2b but for its size: cache hidden states, train by imitation, cache
+# metrics, train on by reinforcement (agent=recogdrive_tiny_rl), score, write a submission and an evaluation report.
 #
 #   bash scripts/quickstart.sh [--offline]
 #
@@ -66,19 +66,9 @@ fi
 # A model of this size gains nothing from a second thread, and loses much where something else uses that core.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
-# recogdrive_2b at a size that trains on two CPU cores. 112-pixel tiles give 16 image tokens each in place of 256, so a
-# prompt has about 630 tokens in place of 2791.
-SIZE=(
-    agent.vlm.dtype=float32 agent.vlm.hidden_length=640
-    agent.planner.hidden_state_size=64 agent.planner.num_heads=4 agent.planner.head_dim=16 agent.planner.num_layers=4
-    agent.planner.output_size=64 agent.planner.mlp_hidden_size=128
-)
 EPOCHS="${QUICKSTART_EPOCHS:-40}" RL_EPOCHS="${QUICKSTART_RL_EPOCHS:-4}"
-AGENT=(agent=recogdrive_2b "${SIZE[@]}")
-IMITATION=(
-    agent.imitation.draws_per_scene=16 agent.optimizer.learning_rate=2e-3 "trainer.params.max_epochs=$EPOCHS"
-    dataloader.params.batch_size=16
-)
+AGENT=(agent=recogdrive_tiny) # recogdrive_2b at a size that trains on two CPU cores
+IMITATION=("trainer.params.max_epochs=$EPOCHS" dataloader.params.batch_size=16)
 TRAINER=(trainer.params.accelerator=cpu trainer.params.precision=32 trainer.params.gradient_clip_val=1.0)
 LOGS=("train_logs=[$(logs train)]" "val_logs=[$(logs val)]")
 
@@ -108,12 +98,12 @@ else
 fi
 navsim() { local script="$1"; shift; python "$NAVSIM_SCRIPT_ROOT/$script" "$@"; }
 
-stage "NAVSIM v$NAVSIM_MAJOR: run_dataset_caching.py agent=recogdrive_2b"
+stage "NAVSIM v$NAVSIM_MAJOR: run_dataset_caching.py agent=recogdrive_tiny"
 navsim run_dataset_caching.py "${AGENT[@]}" train_test_split=trainval "$EVERY_FRAME" worker=sequential \
     experiment_name=caching "cache_path='$CACHE'" force_cache_computation=false
 
 train() {
-    navsim run_training.py "${SIZE[@]}" "${TRAINER[@]}" "${LOGS[@]}" train_test_split=trainval "cache_path='$CACHE'" \
+    navsim run_training.py "${TRAINER[@]}" "${LOGS[@]}" train_test_split=trainval "cache_path='$CACHE'" \
         use_cache_without_dataset=true force_cache_computation=false trainer.params.strategy=auto \
         dataloader.params.num_workers=1 dataloader.params.pin_memory=false "$@"
 }
@@ -123,16 +113,16 @@ metrics() {
         worker.use_process_pool=true "$METRIC_CACHE_PATH='${METRIC_CACHE}_$1'" "$REMAKE=false"
 }
 
-stage "NAVSIM v$NAVSIM_MAJOR: run_training.py agent=recogdrive_2b"
-train agent=recogdrive_2b "${IMITATION[@]}" experiment_name=training
+stage "NAVSIM v$NAVSIM_MAJOR: run_training.py agent=recogdrive_tiny"
+train "${AGENT[@]}" "${IMITATION[@]}" experiment_name=training
 CHECKPOINT="$(newest training last.ckpt)"
 
 if ((RL_EPOCHS > 0)); then
     metrics trainval
-    stage "NAVSIM v$NAVSIM_MAJOR: run_training.py agent=recogdrive_2b_rl"
-    train agent=recogdrive_2b_rl "agent.reference_policy_checkpoint='$CHECKPOINT'" experiment_name=training_rl \
+    stage "NAVSIM v$NAVSIM_MAJOR: run_training.py agent=recogdrive_tiny_rl"
+    train agent=recogdrive_tiny_rl "agent.reference_policy_checkpoint='$CHECKPOINT'" experiment_name=training_rl \
         "agent.metric_cache_path='${METRIC_CACHE}_trainval'" agent.reward.workers=1 agent.reward.scenes_in_memory=600 \
-        agent.optimizer.learning_rate=5e-4 agent.rl.advantage_scale=global agent.rl.rollout_std_floor=0.02 \
+        agent.rl.advantage_scale=global agent.rl.rollout_std_floor=0.02 \
         "trainer.params.max_epochs=$RL_EPOCHS" dataloader.params.batch_size=16
     RL_CHECKPOINT="$(newest training_rl last.ckpt)"
 fi
@@ -150,7 +140,7 @@ score human agent=human_agent
 score constant_velocity agent=constant_velocity_agent
 ROWS=("human=$(newest score_human '*.csv')" "constant velocity=$(newest score_constant_velocity '*.csv')")
 score recogdrive "${AGENT[@]}" "agent.checkpoint_path='$CHECKPOINT'"
-ROWS+=("recogdrive_2b (tiny, $EPOCHS epochs of imitation)=$(newest score_recogdrive '*.csv')")
+ROWS+=("recogdrive_tiny, $EPOCHS epochs of imitation=$(newest score_recogdrive '*.csv')")
 if ((RL_EPOCHS > 0)); then
     score recogdrive_rl "${AGENT[@]}" "agent.checkpoint_path='$RL_CHECKPOINT'"
     ROWS+=("  and $RL_EPOCHS epochs of reinforcement=$(newest score_recogdrive_rl '*.csv')")
@@ -164,11 +154,25 @@ navsim run_create_submission_pickle.py "${AGENT[@]}" "agent.checkpoint_path='$CH
 SUBMISSION="$(newest submission submission.pkl)"
 python -m navsim_recogdrive.agents.check_submission "$SUBMISSION" --split test "$EVERY_FRAME"
 
-REPORT="$OUT/report_v$NAVSIM_MAJOR.html"
+stage "Evaluation report, with pictures of the worst scenes"
+REPORT="$OUT/report_v$NAVSIM_MAJOR.html" PICTURES="$NAVSIM_EXP_ROOT/pictures"
 RUNS=("human=$(newest score_human '*.csv')" "constant velocity=$(newest score_constant_velocity '*.csv')")
 RUNS+=("imitation=$(newest score_recogdrive '*.csv')")
-((RL_EPOCHS == 0)) || RUNS+=("reinforcement=$(newest score_recogdrive_rl '*.csv')")
-python -m navsim_recogdrive.report "${RUNS[@]}" --baseline imitation --output "$REPORT" >"$OUT/report.log"
+PLANNERS=(--checkpoint "imitation=$CHECKPOINT")
+if ((RL_EPOCHS > 0)); then
+    RUNS+=("reinforcement=$(newest score_recogdrive_rl '*.csv')")
+    PLANNERS+=(--checkpoint "reinforcement=$RL_CHECKPOINT")
+fi
+report() {
+    python -m navsim_recogdrive.report "${RUNS[@]}" --baseline imitation --scenes 3 --output "$REPORT" "$@" >"$OUT/report.log"
+}
+mkdir -p "$PICTURES"
+report --tokens "$PICTURES/worst.txt"
+python -m navsim_recogdrive.agents.scene_facts "$OUT/world/navsim_logs/test" "$PICTURES/scenes.csv"
+mapfile -t WORST <"$PICTURES/worst.txt"
+python -m navsim_recogdrive.agents.draw_scenes pictures "$PICTURES" --token "${WORST[@]}" "${PLANNERS[@]}" \
+    --metric-cache "${METRIC_CACHE}_test" >"$OUT/pictures.log"
+report --scene-facts "$PICTURES/scenes.csv" --pictures "$PICTURES"
 
 stage "Done. Scores of NAVSIM v$NAVSIM_MAJOR on the world's test split:"
 python scripts/score_table.py "${ROWS[@]}"

@@ -43,54 +43,6 @@ prepare_training() {
 
 train() {
     say "NAVSIM v$NAVSIM_MAJOR: agent=$AGENT on $SPLIT, node $NODE_RANK of $NNODES, $GPUS_PER_NODE GPUs"
-    local command=(
-        "${TORCHRUN[@]}" "$NAVSIM_SCRIPT_ROOT/run_training.py" "${COMMON[@]}" "$@" trainer.params.gradient_clip_val=1.0
-        "${TRAINER[@]}" "${OVERRIDES[@]}"
-    )
-    if $DRY_RUN; then
-        run_or_print "${command[@]}"
-    else
-        _run_until_asked_to_stop "${command[@]}"
-    fi
-}
-
-_run_until_asked_to_stop() {
-    local status=0
-    STOPPING=false
-    RECOGDRIVE_PREEMPTED_FILE="$(mktemp)"
-    export RECOGDRIVE_PREEMPTED_FILE
-    # Raises the 30 s that torchrun, told to end itself, gives its processes; torch without this variable ignores it.
-    export TORCH_ELASTIC_SHUTDOWN_TIMEOUT="${TORCH_ELASTIC_SHUTDOWN_TIMEOUT:-600}"
-    trap 'rm -f "$RECOGDRIVE_PREEMPTED_FILE"' EXIT
-    trap _stop_training TERM INT USR1
-    # With job control, a process group of its own: a terminal's interrupt reaches this shell alone. SIGUSR1, which would
-    # end torchrun and leave its processes behind, is ignored by what it starts until it listens.
-    set -m
-    (
-        trap - TERM INT EXIT
-        trap '' USR1
-        exec "$@"
-    ) </dev/null &
-    LAUNCHER=$!
-    set +m
-    wait "$LAUNCHER" || status=$?
-    while kill -0 "$LAUNCHER" 2>/dev/null; do # a signal ends only the waiting
-        status=0
-        wait "$LAUNCHER" || status=$?
-    done
-    [[ ! -s $RECOGDRIVE_PREEMPTED_FILE ]] || status=75
-    return "$status"
-}
-
-# To the training processes, not to torchrun: that would kill them after a while, and a second signal, as where Slurm has
-# sent it one already, would end it without them.
-_stop_training() {
-    local files ranks
-    ! $STOPPING || return 0
-    STOPPING=true
-    files="$(grep -ls "^PPid:[[:space:]]*$LAUNCHER\$" /proc/[0-9]*/status || true)"
-    ranks="$(cut -d/ -f3 <<<"$files")"
-    echo "Stopping: training ends after its checkpoint is written" >&2
-    # shellcheck disable=SC2086
-    kill -TERM ${ranks:-$LAUNCHER} 2>/dev/null || true
+    run_ranks "${TORCHRUN[@]}" "$NAVSIM_SCRIPT_ROOT/run_training.py" "${COMMON[@]}" "$@" \
+        trainer.params.gradient_clip_val=1.0 "${TRAINER[@]}" "${OVERRIDES[@]}"
 }

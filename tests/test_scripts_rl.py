@@ -74,13 +74,15 @@ def test_one_node(environment: dict[str, str]) -> None:
     ]
 
 
-@pytest.mark.navsim
-def test_slurm_tells_nodes_and_gpus(environment: dict[str, str], tmp_path: Path) -> None:
+@pytest.fixture
+def slurm(environment: dict[str, str], tmp_path: Path) -> dict[str, str]:
+    """Of node 8 in a job on two; its ``scontrol`` knows the names that a list means."""
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.parent.mkdir()
-    scontrol.write_text("#!/bin/sh\necho node7\necho node8\n")
+    scontrol.write_text("#!/bin/sh\nseq -f 'node%g' $(echo $3 | tr -dc '0-9-' | tr - ' ')\n")
     scontrol.chmod(0o755)
-    slurm = {
+    return {
+        **environment,
         "PATH": f"{scontrol.parent}:{os.environ['PATH']}",
         "SLURM_NNODES": "2",
         "SLURM_NODEID": "1",
@@ -89,13 +91,31 @@ def test_slurm_tells_nodes_and_gpus(environment: dict[str, str], tmp_path: Path)
         "MASTER_PORT": "12345",
         "CHECKPOINT": environment["REFERENCE_CHECKPOINT"],
     }
-    words = command(RL_8B, environment={**environment, **slurm})
+
+
+@pytest.mark.navsim
+def test_slurm_tells_nodes_and_gpus(slurm: dict[str, str]) -> None:
+    words = command(RL_8B, environment=slurm)
     assert {
         *("--nnodes=2", "--node_rank=1", "--nproc_per_node=8", "--master_addr=node7", "--master_port=12345"),
         *("agent=recogdrive_8b_rl", "trainer.params.num_nodes=2", "+trainer.params.devices=8"),
         "cache_path='/exp/recogdrive_8b_hidden_state_navtrain'",
-        f"agent.checkpoint_path='{environment['REFERENCE_CHECKPOINT']}'",
+        f"agent.checkpoint_path='{slurm['REFERENCE_CHECKPOINT']}'",
     } <= set(words)
+
+
+@pytest.mark.navsim
+@pytest.mark.parametrize(
+    ("settings", "address"),
+    [
+        ({"SLURM_JOB_NODELIST": "node[5-8]", "SLURM_STEP_NODELIST": "node[7-8]"}, "node7"),
+        ({"SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_STEP_NODELIST": "node[8-8]"}, "127.0.0.1"),
+        ({"SLURM_JOB_NODELIST": "node[1-9999]"}, "node1"),
+    ],
+    ids=["a step on some of the nodes", "a step on one of the nodes", "thousands of nodes"],
+)
+def test_node_0_is_that_of_the_step(slurm: dict[str, str], settings: dict[str, str], address: str) -> None:
+    assert f"--master_addr={address}" in command(RL_8B, environment={**slurm, **settings})
 
 
 @pytest.mark.navsim

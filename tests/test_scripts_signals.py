@@ -1,10 +1,12 @@
-"""Signals to the scripts of training: they reach the training processes, whose end the script awaits and reports."""
+"""Signals to the scripts: they reach what was started, whose end the script awaits and reports."""
 
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -68,7 +70,7 @@ def runs(process: int) -> bool:
     return stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP])
 def test_the_script_ends_after_the_checkpoint(tmp_path: Path, sent: signal.Signals) -> None:
     script = start(tmp_path, RANK)
     rank, launcher = number(tmp_path / "rank"), number(tmp_path / "launcher")
@@ -92,10 +94,11 @@ def test_the_script_ends_after_the_checkpoint(tmp_path: Path, sent: signal.Signa
 
 def test_a_signal_before_anything_trains_ends_torchrun(tmp_path: Path) -> None:
     script = start(tmp_path, RANK, "echo $$ >launcher; exec sleep 60")
-    number(tmp_path / "launcher")
+    launcher = number(tmp_path / "launcher")
     script.send_signal(signal.SIGTERM)
     script.communicate(timeout=30)
-    assert script.returncode == 128 + signal.SIGTERM
+    assert script.returncode == 75, "nothing to save, and the same command goes on"
+    assert not runs(launcher)
 
 
 @pytest.mark.parametrize(("rank", "status"), [("exit 0", 0), ("exit 9", 1)])
@@ -104,3 +107,52 @@ def test_a_run_that_is_not_stopped_ends_as_torchrun_does(tmp_path: Path, rank: s
     script.communicate(timeout=30)
     assert script.returncode == status
     assert not list((tmp_path / "temporary").iterdir())
+
+
+@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    "script",
+    [
+        "cache_dataset/run_metric_caching.sh",
+        "submission/run_recogdrive_create_submission_pickle_2b.sh",
+        "generate_dataset/generate_internvl_dataset.sh",
+    ],
+)
+@pytest.mark.navsim
+def test_no_script_leaves_its_runner_behind(tmp_path: Path, script: str, sent: signal.Signals) -> None:
+    """Python is a program here that tells its number and stays, but for what asks where NAVSIM is."""
+    program = tmp_path / "bin" / "python"
+    program.parent.mkdir()
+    program.write_text(
+        f"""#!/bin/bash
+        [[ $1 == *.py || $1 == -m ]] || exec {shlex.quote(sys.executable)} "$@"
+        echo $$ >{shlex.quote(str(tmp_path / "runner"))}
+        exec sleep 60
+        """
+    )
+    program.chmod(0o755)
+    checkpoint = tmp_path / "planner.ckpt"
+    checkpoint.touch()
+    names = ("TEAM_NAME", "AUTHORS", "EMAIL", "INSTITUTION", "COUNTRY")
+    started = subprocess.Popen(
+        ["bash", str(SCRIPTS / script)],
+        cwd=tmp_path,
+        env=script_environment(
+            PATH=f"{program.parent}:{os.environ['PATH']}",
+            NAVSIM_EXP_ROOT=str(tmp_path / "exp"),
+            CHECKPOINT=str(checkpoint),
+            VLM_PATH=str(tmp_path),
+            PYTHONPATH=os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), str(SCRIPTS.parent)]),
+            **dict.fromkeys(names, "x"),
+        ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    runner = number(tmp_path / "runner")
+    started.send_signal(sent)
+    _, errors = started.communicate(timeout=30)
+    assert started.returncode == 128 + signal.SIGTERM, errors
+    assert not runs(runner)

@@ -36,6 +36,17 @@ def test_films_of_the_world(kind: str) -> None:
     ]
 
 
+@pytest.mark.parametrize("spelled", [["--checkpoint", "epoch 1=a.ckpt"], ["--checkpoint=epoch 1=a.ckpt"]])
+def test_named_checkpoints_take_the_place_of_the_variable(spelled: list[str], tmp_path: Path) -> None:
+    """A film of training would begin with the finished planner."""
+    checkpoint = tmp_path / "finished.ckpt"
+    checkpoint.touch()
+    environment = script_environment(WORLD="/w", CHECKPOINT=str(checkpoint))
+    words = command("visualization/film_training.sh", "--scenes", "2", *spelled, environment=environment)
+    expected = ["python", "-m", "navsim_recogdrive.viz", "training", "outputs/training", "--world", "/w"]
+    assert words == [*expected, "--scenes", "2", *spelled]
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -45,6 +45,8 @@ require_positive PROCESSES_PER_GPU THREADS_PER_PROCESS
 if ((GPUS_PER_NODE > ${#GPUS[@]})); then
     _refuse "GPUS_PER_NODE=$GPUS_PER_NODE, but this node shows ${#GPUS[@]} GPUs (nvidia-smi, CUDA_VISIBLE_DEVICES)"
 fi
+DEVICE=() # auto takes a GPU where there is one
+((GPUS_PER_NODE > 0)) || DEVICE=(agent.device=cpu)
 PER_NODE=$((GPUS_PER_NODE > 0 ? GPUS_PER_NODE * PROCESSES_PER_GPU : PROCESSES_PER_GPU))
 
 require_navsim
@@ -61,13 +63,13 @@ WORKER=(worker=single_machine_thread_pool "worker.max_workers=$THREADS_PER_PROCE
 $DRY_RUN || mkdir -p "$LOG_DIR"
 PIDS=() NAMES=()
 stop() {
-    trap - INT TERM
+    trap - INT TERM HUP QUIT USR1
     echo "stopping; run this script again to continue" >&2
     ((${#PIDS[@]} == 0)) || kill "${PIDS[@]}" 2>/dev/null || true
     wait
     exit 130
 }
-trap stop INT TERM
+trap stop INT TERM HUP QUIT USR1
 for ((process = 0; process < PER_NODE; process++)); do
     shard=$((NODE_RANK * PER_NODE + process))
     scenes="${SHARDS[shard]%%$'\t'*}"
@@ -79,7 +81,7 @@ for ((process = 0; process < PER_NODE; process++)); do
     command=(
         python "$NAVSIM_SCRIPT_ROOT/run_dataset_caching.py" "agent=$AGENT" "train_test_split=$SPLIT"
         "experiment_name=caching_${AGENT}_$SPLIT/shard_$shard" "cache_path=$(quoted "$CACHE_PATH")" "${WORKER[@]}"
-        force_cache_computation=false "${OVERRIDES[@]}" "train_test_split.scene_filter.log_names=$logs"
+        force_cache_computation=false "${DEVICE[@]}" "${OVERRIDES[@]}" "train_test_split.scene_filter.log_names=$logs"
     )
     environment=()
     ((GPUS_PER_NODE == 0)) || environment=("CUDA_VISIBLE_DEVICES=${GPUS[process / PROCESSES_PER_GPU]}")

@@ -61,6 +61,6 @@ run_or_print "${LABEL[@]}" check
 DRY=()
 ! $DRY_RUN || DRY=(--dry-run)
 KIND=records OUTPUT="$RECORDS" CAM_TYPE=single \
-    bash "$HERE/generate_internvl_dataset.sh" "${DRY[@]}" "${OVERRIDES[@]}"
+    run_command bash "$HERE/generate_internvl_dataset.sh" "${DRY[@]}" "${OVERRIDES[@]}"
 say "Asking about the scenes in $RECORDS"
 run_or_print "${RUN[@]}"

@@ -17,7 +17,7 @@
 #   ACCELERATE_CONFIG a configuration of Hugging Face accelerate, such as scripts/pretraining/fsdp.yaml, in place of plain
 #                     data parallelism []
 #   NNODES, NODE_RANK number of nodes and which one this is [Slurm's SLURM_NNODES and SLURM_NODEID, else 1 and 0]
-#   MASTER_ADDR       address of node 0 [the first of SLURM_JOB_NODELIST, else 127.0.0.1]
+#   MASTER_ADDR       address of node 0 [of several the first of Slurm's step or job; of one 127.0.0.1]
 #   MASTER_PORT       [29500]
 #   GPUS_PER_NODE     [SLURM_GPUS_ON_NODE, else those in CUDA_VISIBLE_DEVICES, else all]; 0: one process on the CPU
 set -euo pipefail
@@ -43,4 +43,4 @@ if [[ -n ${ACCELERATE_CONFIG:-} ]]; then
 fi
 SETTINGS=(--model "${MODEL:-OpenGVLab/InternVL3-2B}" --mixture "$MIXTURE" --output "$OUTPUT" --resume)
 ((GPUS_PER_NODE > 0)) || SETTINGS+=(--cpu)
-run_or_print "${LAUNCH[@]}" -m navsim_recogdrive.pretraining.finetuning "${SETTINGS[@]}" "${ARGUMENTS[@]}"
+run_ranks "${LAUNCH[@]}" -m navsim_recogdrive.pretraining.finetuning "${SETTINGS[@]}" "${ARGUMENTS[@]}"

@@ -23,7 +23,7 @@
 #   RESUME                1 or auto: go on with the newest run of EXPERIMENT, or begin where there is none;
 #                         or a run's folder or checkpoint [begin]
 #   NNODES, NODE_RANK     number of nodes and which one this is [Slurm's SLURM_NNODES and SLURM_NODEID, else 1 and 0]
-#   MASTER_ADDR           address of node 0 [the first of SLURM_JOB_NODELIST, else 127.0.0.1]
+#   MASTER_ADDR           address of node 0 [of several the first of Slurm's step or job; of one 127.0.0.1]
 #   MASTER_PORT           [29500]
 #   GPUS_PER_NODE         [SLURM_GPUS_ON_NODE, else those in CUDA_VISIBLE_DEVICES, else all]; 0: one process on the CPU
 #   NAVSIM_DEVKIT_ROOT    a NAVSIM checkout where NAVSIM is not importable

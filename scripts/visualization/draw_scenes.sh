@@ -10,8 +10,8 @@
 #
 # Environment (in brackets the defaults):
 #   OUTPUT               folder to write to [outputs/KIND]
-#   CHECKPOINT           the planner (.ckpt or .safetensors); several: --checkpoint NAME=FILE for each instead [none: the
-#                        human's trajectory alone]
+#   CHECKPOINT           the planner (.ckpt or .safetensors); several: --checkpoint NAME=FILE for each, and CHECKPOINT is
+#                        left out [none: the human's trajectory alone]
 #   VLM_PATH             the VLM's folder or hub id; must be set where there is a planner, or --vlm
 #   METRIC_CACHE_PATH    metric caches of these scenes: plans and samples get their PDM scores [none]
 #   OPENSCENE_DATA_ROOT  NAVSIM's data; must be set, or WORLD
@@ -32,7 +32,11 @@ case "$KIND" in
 esac
 OUTPUT="${OUTPUT:-outputs/$KIND}"
 SETTINGS=("$KIND" "$OUTPUT")
-if [[ -n ${CHECKPOINT:-} ]]; then
+NAMED=false
+for argument in "${ARGUMENTS[@]}"; do
+    [[ $argument != --checkpoint && $argument != --checkpoint=* ]] || NAMED=true
+done
+if [[ -n ${CHECKPOINT:-} ]] && ! $NAMED; then
     require_file CHECKPOINT
     SETTINGS+=(--checkpoint "ReCogDrive=$CHECKPOINT")
 fi
