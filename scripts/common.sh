@@ -134,7 +134,7 @@ visible_gpus() {
     local listed
     if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
         # CUDA itself ignores what follows the first number that is not one of a GPU; UUIDs hold hyphens too.
-        tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | sed '/^-/,$d;/^$/d'
+        tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | sed '/^[^0-9GM]/,$d;/^$/d'
     elif command -v nvidia-smi >/dev/null && listed="$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)"; then
         [[ -z $listed ]] || echo "$listed"
     fi

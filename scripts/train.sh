@@ -10,7 +10,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/torchrun.sh"
 
 prepare_training() {
-    require_variables OPENSCENE_DATA_ROOT NUPLAN_MAPS_ROOT NAVSIM_EXP_ROOT
+    require_variables OPENSCENE_DATA_ROOT NAVSIM_EXP_ROOT
     [[ -z ${CHECKPOINT:-} ]] || require_file CHECKPOINT
     SPLIT="${SPLIT:-navtrain}"
     EXPERIMENT="${EXPERIMENT:-training_$AGENT${EMA_DECAY:+_ema}}"
@@ -18,6 +18,7 @@ prepare_training() {
 
     COMMON=("agent=$AGENT" "train_test_split=$SPLIT" "experiment_name=$(quoted "$EXPERIMENT")")
     if [[ $CACHE_PATH == none ]]; then
+        require_variables NUPLAN_MAPS_ROOT
         COMMON+=(cache_path=null)
     else
         require_folder CACHE_PATH "fill it with scripts/cache_dataset/run_caching_recogdrive_hidden_state.sh"

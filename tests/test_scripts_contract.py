@@ -61,9 +61,9 @@ def test_arguments_that_are_no_overrides_are_refused(script: str) -> None:
 @pytest.mark.parametrize("script", WITH_OVERRIDES)
 def test_folders_that_are_not_set_are_named(script: str) -> None:
     credit = dict.fromkeys(("TEAM_NAME", "AUTHORS", "EMAIL", "INSTITUTION", "COUNTRY"), "x")
-    done = run(script, "--dry-run", environment=script_environment(**credit, NUPLAN_MAPS_ROOT=""))
+    done = run(script, "--dry-run", environment=script_environment(**credit, OPENSCENE_DATA_ROOT=""))
     assert done.returncode == 2
-    assert "NUPLAN_MAPS_ROOT is not set (see --help)" in done.stderr
+    assert "OPENSCENE_DATA_ROOT is not set (see --help)" in done.stderr
 
 
 def test_shellcheck_finds_nothing() -> None:
@@ -108,6 +108,7 @@ def test_gpus_are_those_that_cuda_would_see(tmp_path: Path) -> None:
     assert _visible_gpus(CUDA_VISIBLE_DEVICES="3,5") == ["3", "5"]
     assert _visible_gpus(CUDA_VISIBLE_DEVICES="") == [], "hidden on purpose"
     assert _visible_gpus(CUDA_VISIBLE_DEVICES="0,-1,2") == ["0"]
+    assert _visible_gpus(CUDA_VISIBLE_DEVICES="NoDevFiles") == [], "old Slurm's word for none"
     for uuids in (["GPU-8932f937-d72c", "GPU-1aa2-b3"], ["MIG-0f-1e", "MIG-GPU-8932f937-d72c/1/0"]):
         assert _visible_gpus(CUDA_VISIBLE_DEVICES=",".join(uuids)) == uuids, "hyphens are part of a UUID"
     tool = tmp_path / "nvidia-smi"

@@ -154,8 +154,10 @@ def _stages(report: Report, content: Mapping[Any, Any]) -> dict[str, Mapping[Any
             continue
         if report.format == V2 and len(value) != 1:
             report.error("format", f"{name!r} must hold one dict, found {len(value)}: v2.x takes one seed only")
-        stages |= {f"{name}[{index}]": one for index, one in enumerate(value)}
-    report.scenes = {name: len(trajectories) for name, trajectories in stages.items()}
+        report.scenes |= {f"{name}[{index}]": len(one) for index, one in enumerate(value)}
+        first_place = {id(one): index for index, one in reversed(list(enumerate(value)))}
+        # A list may hold one dict any number of times: it is looked at once.
+        stages |= {f"{name}[{index}]": value[index] for index in sorted(first_place.values())}
     for name, trajectories in stages.items():
         if not trajectories and not name.startswith(_STAGES[V2][1]):
             report.error("empty", f"{name} holds no trajectory")

@@ -25,8 +25,8 @@ class NavsimNotUsable(ImportError):
 
 _HOW_TO_INSTALL = (
     "Install both devkits from their repositories, without dependencies, and our list of what they import:\n"
-    "    pip install 'navsim-recogdrive[navsim]'\n"
-    "    pip install --no-deps -r requirements/devkits.txt      # file of the navsim-recogdrive repository\n"
+    "    pip install -e '.[navsim]'                             # in the checkout of navsim-recogdrive\n"
+    "    pip install --no-deps -r requirements/devkits.txt\n"
     "or put an existing NAVSIM checkout and nuplan-devkit on PYTHONPATH."
 )
 
@@ -67,7 +67,7 @@ try:
 except ImportError as error:
     raise NavsimNotUsable(
         f"NAVSIM is installed but does not import: {error}. A package that the devkits need is missing or too new; "
-        "pip install 'navsim-recogdrive[navsim]' brings the whole list."
+        "pip install -e '.[navsim]' in the checkout of navsim-recogdrive brings the whole list."
     ) from error
 
 NAVSIM_MAJOR: int = 2 if "trajectory_sampling" in inspect.signature(AbstractAgent.__init__).parameters else 1

@@ -10,6 +10,7 @@ from __future__ import annotations
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,10 @@ class _Named:
     new: Callable[[], Any] | None = None
 
 
+_FRAME_BYTES = 9
+"""Of the opcode itself: its code and a length of eight bytes."""
+
+
 class _Machine:
     """Carries out the opcodes of one pickle; memory and time are in proportion to its size."""
 
@@ -80,14 +85,15 @@ class _Machine:
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
         self.encodable = size  # a file may encode one text over and over
-        reconstruct, buffers = _Named(lambda *_: SubmittedArray()), _Named(SubmittedArray.from_buffer)
+        ndarray, buffers = _Named(), _Named(SubmittedArray.from_buffer)
+        reconstruct = _Named(partial(_empty_array, ndarray))
         self.named = {
             ("navsim.common.dataclasses", "Trajectory"): _Named(new=SubmittedTrajectory),
             ("nuplan.planning.simulation.trajectory.trajectory_sampling", "TrajectorySampling"): _Named(
                 new=SubmittedSampling
             ),
             ("_codecs", "encode"): _Named(self._encode),
-            ("numpy", "ndarray"): _Named(),
+            ("numpy", "ndarray"): ndarray,
             ("numpy", "dtype"): _Named(SubmittedDtype),
         }
         for builtins, copyreg in (("builtins", "copyreg"), ("__builtin__", "copy_reg")):
@@ -101,7 +107,7 @@ class _Machine:
 
     def run(self, data: bytes) -> Any:
         """The object that is pickled in ``data``."""
-        for opcode, argument, _ in pickletools.genops(data):
+        for opcode, argument, position in pickletools.genops(data):
             if opcode.name == "STOP":
                 return self.pop()
             if opcode.name in _CONSTANTS:
@@ -110,7 +116,10 @@ class _Machine:
                 self.stack.append(argument)
             elif opcode.name in _ACTIONS:
                 _ACTIONS[opcode.name](self, argument)
-            elif opcode.name not in ("PROTO", "FRAME"):
+            elif opcode.name == "FRAME":
+                if argument > len(data) - position - _FRAME_BYTES:
+                    raise UnreadableSubmission("it is cut off")
+            elif opcode.name != "PROTO":
                 raise UnreadableSubmission(f"it uses the pickle opcode {opcode.name}, which no submission needs")
         raise UnreadableSubmission("it has no end")
 
@@ -193,6 +202,12 @@ class _Machine:
         if not isinstance(class_, _Named) or class_.new is None:
             raise UnreadableSubmission("it makes an object of what no submission does")
         return class_.new()
+
+
+def _empty_array(ndarray: object, *arguments: object) -> SubmittedArray:
+    if len(arguments) != 3 or arguments[0] is not ndarray or arguments[1:] != ((0,), b"b"):
+        raise UnreadableSubmission("it has a numpy array of another form than numpy writes")
+    return SubmittedArray()
 
 
 _HINTS = {

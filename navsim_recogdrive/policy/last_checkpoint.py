@@ -72,10 +72,16 @@ class LastCheckpoint(Checkpoint):
         self.path = os.path.join(folder, NAME)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Listen to signals; Lightning has installed its own handlers by now."""
+        """Listen to signals; end if SIGTERM has come already, which Lightning takes for the end of a training."""
         self._stop.listen()
         self._saved_at = time.monotonic()
         self._step = self._saved_step = trainer.global_step
+        if trainer.strategy.reduce_boolean_decision(trainer.received_sigterm, all=False):
+            self._stop.stop_listening()
+            if trainer.is_global_zero:
+                logger.warning("Stopped before its first step. The same command with agent.resume=auto goes on")
+            note_preemption(self.path)
+            raise Preempted
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

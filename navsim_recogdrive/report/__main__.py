@@ -24,7 +24,8 @@ from navsim_recogdrive.report.scene_facts import (
     read_facts,
     read_settings,
 )
-from navsim_recogdrive.report.tables import FORMATS, Table, cell_text, tables_of
+from navsim_recogdrive.report.table_formats import FORMATS, to_latex
+from navsim_recogdrive.report.tables import Table, cell_text, tables_of
 from navsim_recogdrive.whole_numbers import whole_number_from
 
 
@@ -65,6 +66,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     add("--seed", type=whole_number_from(0), default=0, help="of everything random (default: %(default)s)")
     add("--formats", nargs="+", choices=tuple(FORMATS), default=[], help="write the tables beside the page, too")
+    latex = "limits and p-values in the LaTeX tables, too; their letters get small"
+    add("--latex-intervals", action="store_true", help=latex)
     add("--tokens", type=Path, metavar="FILE", help="write the tokens of the scenes that are shown, one per line")
     return parser
 
@@ -108,7 +111,7 @@ def report(options: argparse.Namespace) -> None:
     options.output.write_text(write_page(runs, estimates, page), encoding="utf-8")
     tables = tables_of(runs, estimates)
     for name in options.formats:
-        _write_tables(runs, tables, options.output, name)
+        _write_tables(runs, tables, options.output, name, options.latex_intervals)
     if options.tokens:
         shown = (runs.tokens[scene] for scene in shown_scenes(runs, options.scenes))
         options.tokens.write_text("".join(f"{token}\n" for token in shown), encoding="utf-8")
@@ -153,10 +156,11 @@ def _pictures_note(runs: AlignedRuns, count: int, folders: Sequence[PictureFolde
     return f"{found} of the {len(shown)} scenes that are shown have pictures."
 
 
-def _write_tables(runs: AlignedRuns, tables: Sequence[Table], page: Path, name: str) -> None:
+def _write_tables(runs: AlignedRuns, tables: Sequence[Table], page: Path, name: str, intervals: bool) -> None:
     ending, write = FORMATS[name]
     for table in tables:
-        page.with_name(f"{page.stem}_{table.key}{ending}").write_text(write(table), encoding="utf-8")
+        text = to_latex(table, intervals) if name == "latex" else write(table)
+        page.with_name(f"{page.stem}_{table.key}{ending}").write_text(text, encoding="utf-8")
     if name == "csv":
         with page.with_name(f"{page.stem}_scenes.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file, lineterminator="\n").writerows(scenes_csv(runs))
@@ -171,9 +175,10 @@ def _as_text(table: Table) -> str:
 
 def _summary(runs: AlignedRuns, estimates: Estimates) -> str:
     several = "runs" if len(runs.runs) > 1 else "run"
+    reason = f", taken as independent: {runs.cluster_reason}" if runs.cluster_reason else ""
     return (
         f"{len(runs.runs)} {several}, {len(runs.tokens)} scenes; {100 * estimates.confidence:g} % intervals over "
-        f"{estimates.clusters} {runs.cluster_kind}s"
+        f"{estimates.clusters} {runs.cluster_kind}s{reason}"
     )
 
 

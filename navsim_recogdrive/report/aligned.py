@@ -10,14 +10,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_recogdrive.observation import DRIVING_COMMANDS
-from navsim_recogdrive.report.metrics import METRICS, Failure, Metric, failures_of
+from navsim_recogdrive.report.metrics import (
+    METRICS,
+    PROGRESS,
+    PROGRESS_FACTORS,
+    WITHOUT_WEIGHT,
+    Failure,
+    Metric,
+    failures_of,
+)
 from navsim_recogdrive.report.runs import STAGES, ScoreRun
 from navsim_recogdrive.report.scene_facts import SceneFacts
 
 CLUSTERS = ("auto", "log", "scene")
 
 MIN_LOGS = 6
-"""With fewer logs no two-sided sign-flip test can give less than 0.05, so that ``auto`` takes scenes, and says so."""
+"""With fewer logs no two-sided sign-flip test can give less than 0.05, so that ``auto`` takes scenes and says why."""
 
 
 class UnknownLogs(ValueError):
@@ -37,6 +45,7 @@ class AlignedRuns:
         stage: ``[S]`` int8, 0 or 1; ``None`` for one-stage scoring.
         clusters: ``[S]`` int64 from 0 without gaps.
         cluster_kind: what a cluster is: ``log`` or ``scene``.
+        cluster_reason: why it is a scene; empty for logs.
     """
 
     runs: tuple[ScoreRun, ...]
@@ -47,6 +56,7 @@ class AlignedRuns:
     stage: NDArray[np.int8] | None
     clusters: NDArray[np.int64]
     cluster_kind: str
+    cluster_reason: str
 
     @property
     def benchmark(self) -> str:
@@ -82,11 +92,32 @@ class AlignedRuns:
 
     @cached_property
     def failed(self) -> NDArray[np.float64]:
-        """``[N, F, S]``: 1 where a run fails in a kind, 0 where not, NaN where the sub-score is not known."""
-        rows = {metric.column: index for index, metric in enumerate(self.metrics)}
-        values = np.stack([self.scores[:, rows[kind.column]] for kind in self.failures], axis=1)
+        """``[N, F, S]``: 1 where a run fails in a kind, 0 where not, NaN where that is not known.
+
+        In a scene whose progress NAVSIM lowered for another failure (v1.1), nothing is known of slowness.
+        """
+        values = np.stack([self._values(kind.column) for kind in self.failures], axis=1)
         limits = np.array([kind.below for kind in self.failures])[None, :, None]
+        slow = [kind.column for kind in self.failures].index(PROGRESS)
+        values[:, slow] = self.plain_progress
         return np.where(np.isnan(values), np.nan, (values < limits - 1e-9).astype(np.float64))
+
+    @cached_property
+    def plain_progress(self) -> NDArray[np.float64]:
+        """``[N, S]``: ego progress; NaN also where it is lowered by sub-scores that NAVSIM multiplies it by."""
+        lowered = np.zeros((len(self.runs), len(self.tokens)), dtype=bool)
+        for column in PROGRESS_FACTORS[self.benchmark]:
+            lowered |= self._values(column) < 1 - 1e-9
+        return np.where(lowered, np.nan, self._values(PROGRESS))
+
+    def _values(self, column: str) -> NDArray[np.float64]:
+        return self.scores[:, [metric.column for metric in self.metrics].index(column)]
+
+    @cached_property
+    def weighing(self) -> NDArray[np.bool_]:
+        """``[M]``: whether a metric is a part of the score; false for the score itself."""
+        free = WITHOUT_WEIGHT[self.benchmark]
+        return np.array([index > 0 and metric.column not in free for index, metric in enumerate(self.metrics)])
 
     @cached_property
     def commands(self) -> list[tuple[str, NDArray[np.bool_]]]:
@@ -129,19 +160,25 @@ def align(
         if stage is not None and run.stage is not None:
             stage[rows] = np.maximum(stage[rows], run.stage)
     own = tuple(facts.get(token, SceneFacts()) for token in tokens)
-    kind, clusters = _clusters(tokens, own, cluster)
-    return AlignedRuns(ordered, tokens, own, scores, listed, stage, clusters, kind)
+    reason = _why_scenes(tokens, own, cluster)
+    units = list(tokens) if reason else [fact.log_name for fact in own]
+    clusters = np.unique(np.array(units), return_inverse=True)[1].astype(np.int64).reshape(-1)
+    return AlignedRuns(ordered, tokens, own, scores, listed, stage, clusters, "scene" if reason else "log", reason)
 
 
-def _clusters(tokens: tuple[str, ...], facts: tuple[SceneFacts, ...], cluster: str) -> tuple[str, NDArray[np.int64]]:
+def _why_scenes(tokens: tuple[str, ...], facts: tuple[SceneFacts, ...], cluster: str) -> str:
+    """Why scenes are taken as clusters; empty where logs are."""
+    if cluster == "scene":
+        return "--cluster scene asks for it"
     unknown = [token for token, fact in zip(tokens, facts, strict=True) if not fact.log_name]
-    if cluster == "log" and unknown:
-        raise UnknownLogs(
-            f"the log of {len(unknown)} of {len(tokens)} scenes is not known, {unknown[0]} for one: give "
-            "--metric-cache FOLDER or --scene-facts FILE, or --cluster scene"
-        )
-    names = list(tokens) if cluster == "scene" or unknown else [fact.log_name for fact in facts]
-    if len(set(names)) < MIN_LOGS and cluster == "auto":
-        names = list(tokens)
-    kind = "scene" if names == list(tokens) else "log"
-    return kind, np.unique(np.array(names), return_inverse=True)[1].astype(np.int64).reshape(-1)
+    if unknown:
+        reason = f"the log of {len(unknown)} of {len(tokens)} scenes is not known"
+        if cluster == "log":
+            raise UnknownLogs(
+                f"{reason}, {unknown[0]} for one: give --metric-cache FOLDER or --scene-facts FILE, or --cluster scene"
+            )
+        return reason
+    logs = len({fact.log_name for fact in facts})
+    if cluster == "auto" and logs < MIN_LOGS:
+        return f"there {'is' if logs == 1 else 'are'} only {logs} log{'' if logs == 1 else 's'}"
+    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,7 @@ class FailureCount:
 
     Attributes:
         run: number of the run.
+        part: empty, or the stage.
         kind: number of the kind.
         scenes: failures.
         of: scenes in which the sub-score is known.
@@ -90,6 +92,7 @@ class FailureCount:
     """
 
     run: int
+    part: str
     kind: int
     scenes: int
     of: int
@@ -99,9 +102,10 @@ class FailureCount:
 
 @dataclass(frozen=True)
 class CommandScore:
-    """A run's score under one driving command; without a scored scene the estimate is NaN."""
+    """A run's score under one driving command, of each stage; without a scored scene the estimate is NaN."""
 
     run: int
+    part: str
     command: str
     scenes: int
     mean: Estimate
@@ -114,8 +118,8 @@ class Estimates:
     Attributes:
         scores: runs times parts.
         differences: the other runs times parts.
-        failures: runs times kinds.
-        commands: runs times commands that occur.
+        failures: runs times parts times kinds.
+        commands: runs times parts times commands that occur.
         clusters: how many were resampled.
         confidence: of all intervals.
         replicates: of the bootstrap.
@@ -144,24 +148,25 @@ def estimate(runs: AlignedRuns, replicates: int = 2000, confidence: float = 0.95
     columns = _Columns(runs)
     scores = [(run, part) for run in range(len(runs.runs)) for part in range(len(runs.parts))]
     pairs = [(run, part) for run in range(1, len(runs.runs)) for part in range(len(runs.parts))]
-    kinds = [(run, kind) for run in range(len(runs.runs)) for kind in range(len(runs.failures))]
-    commands = [(run, command) for run in range(len(runs.runs)) for command in range(len(runs.commands))]
+    kinds = [(run, part, kind) for run, part in scores for kind in range(len(runs.failures))]
+    commands = [(run, part, command) for run, part in scores for command in range(len(runs.commands))]
     for run, part in scores:
         columns.add(("score", run, part), np.where(runs.parts[part][1], runs.scores[run], np.nan))
     for run, part in pairs:
         difference = runs.scores[run] - runs.scores[0]
         columns.add(("difference", run, part), np.where(runs.parts[part][1], difference, np.nan))
-    for run, kind in kinds:
-        columns.add(("failure", run, kind), runs.failed[run, kind][None])
-    for run, command in commands:
-        columns.add(("command", run, command), np.where(runs.commands[command][1], runs.scores[run, 0], np.nan)[None])
+    for run, part, kind in kinds:
+        columns.add(("failure", run, part, kind), np.where(runs.parts[part][1], runs.failed[run, kind], np.nan)[None])
+    for run, part, command in commands:
+        inside = runs.parts[part][1] & runs.commands[command][1]
+        columns.add(("command", run, part, command), np.where(inside, runs.scores[run, 0], np.nan)[None])
     columns.resample(replicates, confidence, np.random.default_rng([seed, 0]))
     differences = [_difference(runs, columns, run, part, seed) for run, part in pairs]
     return Estimates(
         scores=tuple(_score(runs, columns, run, part) for run, part in scores),
         differences=_adjusted(differences),
-        failures=tuple(_failure(runs, columns, run, kind) for run, kind in kinds),
-        commands=tuple(_command(runs, columns, run, command) for run, command in commands),
+        failures=tuple(_failure(runs, columns, *key) for key in kinds),
+        commands=tuple(_command(runs, columns, *key) for key in commands),
         clusters=runs.cluster_count,
         confidence=confidence,
         replicates=replicates,
@@ -169,15 +174,19 @@ def estimate(runs: AlignedRuns, replicates: int = 2000, confidence: float = 0.95
     )
 
 
+_Key: TypeAlias = "tuple[str | int, ...]"
+"""What a column is of: its kind, then numbers of run, part and so on."""
+
+
 class _Columns:
     """Values ``[S]`` of which means are wanted, resampled together."""
 
     def __init__(self, runs: AlignedRuns) -> None:
         self._runs = runs
-        self._values: dict[tuple[str, int, int], NDArray[np.float64]] = {}
-        self._estimates: dict[tuple[str, int, int], list[Estimate]] = {}
+        self._values: dict[_Key, NDArray[np.float64]] = {}
+        self._estimates: dict[_Key, list[Estimate]] = {}
 
-    def add(self, key: tuple[str, int, int], values: NDArray[np.float64]) -> None:
+    def add(self, key: _Key, values: NDArray[np.float64]) -> None:
         self._values[key] = values
 
     def resample(self, replicates: int, confidence: float, rng: np.random.Generator) -> None:
@@ -194,10 +203,10 @@ class _Columns:
                 self._estimates[key].append(Estimate(mean, *limits))
             begin += len(values)
 
-    def __getitem__(self, key: tuple[str, int, int]) -> tuple[Estimate, ...]:
+    def __getitem__(self, key: _Key) -> tuple[Estimate, ...]:
         return tuple(self._estimates[key])
 
-    def values(self, key: tuple[str, int, int]) -> NDArray[np.float64]:
+    def values(self, key: _Key) -> NDArray[np.float64]:
         return self._values[key]
 
 
@@ -232,34 +241,37 @@ def _adjusted(differences: list[Difference]) -> tuple[Difference, ...]:
     )
 
 
-def _failure(runs: AlignedRuns, columns: _Columns, run: int, kind: int) -> FailureCount:
-    failed = runs.failed[run, kind]
-    by_command = tuple(
-        (int(np.nansum(failed[inside])), int((~np.isnan(failed[inside])).sum())) for _, inside in runs.commands
-    )
-    (share,) = columns["failure", run, kind]
-    return FailureCount(run, kind, int(np.nansum(failed)), int((~np.isnan(failed)).sum()), share, by_command)
+def _failure(runs: AlignedRuns, columns: _Columns, run: int, part: int, kind: int) -> FailureCount:
+    failed = columns.values(("failure", run, part, kind))[0]
+    known = ~np.isnan(failed)
+    by_command = tuple((int(np.nansum(failed[inside])), int((known & inside).sum())) for _, inside in runs.commands)
+    (share,) = columns["failure", run, part, kind]
+    name = runs.parts[part][0]
+    return FailureCount(run, name, kind, int(np.nansum(failed)), int(known.sum()), share, by_command)
 
 
-def _command(runs: AlignedRuns, columns: _Columns, run: int, command: int) -> CommandScore:
-    name, inside = runs.commands[command]
-    (mean,) = columns["command", run, command]
-    return CommandScore(run, name, int((~np.isnan(runs.scores[run, 0]) & inside).sum()), mean)
+def _command(runs: AlignedRuns, columns: _Columns, run: int, part: int, command: int) -> CommandScore:
+    scored = int((~np.isnan(columns.values(("command", run, part, command)))).sum())
+    (mean,) = columns["command", run, part, command]
+    return CommandScore(run, runs.parts[part][0], runs.commands[command][0], scored, mean)
 
 
 def worst_scenes(runs: AlignedRuns, run: int, count: int) -> list[int]:
     """Numbers of the scenes with the lowest scores of a run.
 
     Among equal scores those with more kinds of failure come first, then those with a lower sum of sub-scores, then in
-    the order of the tokens. Scenes that could not be scored are not among them.
+    the order of the tokens; what has no weight in the score decides nothing. Scenes that could not be scored are not
+    among them.
     """
     scores = runs.scores[run]
+    failed = runs.failed[run, [kind.weighs for kind in runs.failures]]
+    parts = scores[runs.weighing]
     order = sorted(
         np.flatnonzero(~np.isnan(scores[0])),
         key=lambda scene: (
             scores[0, scene],
-            -np.nansum(runs.failed[run, :, scene]),
-            np.nansum(scores[1:, scene]),
+            -np.nansum(failed[:, scene]),
+            np.nansum(parts[:, scene]),
             runs.tokens[scene],
         ),
     )

@@ -11,46 +11,42 @@ from numpy.typing import NDArray
 from navsim_recogdrive.report.estimates import Estimate
 from navsim_recogdrive.report.markup import Markup, element
 from navsim_recogdrive.report.pictures import Points
+from navsim_recogdrive.report.run_keys import RunKey
 from navsim_recogdrive.report.tables import number
 
 WIDTH = 340.0
-COLOURS = 8
-"""Numbers of runs after which colours are used again; the marks differ too."""
-
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44.0, 20.0, 8.0, 30.0
-_MARKS = ("circle", "square", "triangle", "diamond")
 
 
-def colour(index: int) -> str:
-    """Style class of a run's colour."""
-    return f"run-{index % COLOURS}"
-
-
-def mark(index: int, x: float, y: float, size: float = 4.5) -> Markup:
-    """The mark of a run: together with its colour it tells up to eight runs apart."""
-    kind, style = _MARKS[index % len(_MARKS)], f"fill {colour(index)}"
-    if kind == "circle":
+def mark(key: RunKey, x: float, y: float, size: float = 4.5) -> Markup:
+    """The mark of a run."""
+    style = f"fill {key.colour}"
+    if key.mark == "circle":
         return element("circle", cx=_f(x), cy=_f(y), r=size, class_=style)
-    if kind == "square":
+    if key.mark == "square":
         edge = 1.8 * size
         return element("rect", x=_f(x - edge / 2), y=_f(y - edge / 2), width=edge, height=edge, class_=style)
     reach = 1.3 * size
     corners = [(0, -reach), (reach, 0), (0, reach), (-reach, 0)]
-    if kind == "triangle":
+    if key.mark == "triangle":
         corners = [(0, -reach), (reach, 0.8 * reach), (-reach, 0.8 * reach)]
+    if key.mark == "cross":
+        arm = 0.38 * reach
+        corners = [(-arm, -reach), (arm, -reach), (arm, -arm), (reach, -arm), (reach, arm), (arm, arm)]
+        corners += [(-right, -down) for right, down in corners]
     return element("polygon", points=" ".join(f"{_f(x + dx)},{_f(y + dy)}" for dx, dy in corners), class_=style)
 
 
-def key_mark(index: int) -> Markup:
+def key_mark(key: RunKey) -> Markup:
     """A run's mark, to stand beside its name in text."""
-    return element("svg", mark(index, 7, 7), viewBox="0 0 14 14", class_="key", aria_hidden="true")
+    return element("svg", mark(key, 7, 7), viewBox="0 0 14 14", class_="key", aria_hidden="true")
 
 
-def intervals(rows: Sequence[tuple[str, int, Estimate]], zero: bool = False) -> Markup:
+def intervals(rows: Sequence[tuple[str, RunKey, Estimate]], zero: bool = False) -> Markup:
     """Means with their intervals, one row per run.
 
     Args:
-        rows: name, number of the run, mean.
+        rows: name and look of the run, mean.
         zero: whether zero is marked and shown: for differences.
     """
     values = [value for _, _, mean in rows for value in (mean.value, mean.low, mean.high) if not math.isnan(value)]
@@ -63,7 +59,7 @@ def intervals(rows: Sequence[tuple[str, int, Estimate]], zero: bool = False) -> 
     parts = [_axis(ticks, scale, height, signed=zero)]
     if zero:
         parts.append(element("line", x1=_f(scale(0)), x2=_f(scale(0)), y1=_TOP, y2=height - _BOTTOM, class_="zero"))
-    for place, (name, run, mean) in enumerate(rows):
+    for place, (name, key, mean) in enumerate(rows):
         if math.isnan(mean.value):
             continue
         y = _TOP + 22.0 * place + 12.0
@@ -71,17 +67,17 @@ def intervals(rows: Sequence[tuple[str, int, Estimate]], zero: bool = False) -> 
         if not math.isnan(mean.low):
             row.append(
                 element(
-                    "line", x1=_f(scale(mean.low)), x2=_f(scale(mean.high)), y1=y, y2=y, class_=f"whisker {colour(run)}"
+                    "line", x1=_f(scale(mean.low)), x2=_f(scale(mean.high)), y1=y, y2=y, class_=f"whisker {key.colour}"
                 )
             )
-        row.append(mark(run, scale(mean.value), y))
+        row.append(mark(key, scale(mean.value), y))
         row.append(element("text", number(mean.value, sign="+" if zero else ""), x=WIDTH - 2, y=y + 4, class_="value"))
         parts.append(element("g", row))
     label = "; ".join(f"{name} {number(mean.value)}{_range(mean)}" for name, _, mean in rows)
     return _figure(parts, height, label)
 
 
-def histogram(values: NDArray[np.float64], low: float, high: float, bins: int, run: int, what: str) -> Markup:
+def histogram(values: NDArray[np.float64], low: float, high: float, bins: int, key: RunKey, what: str) -> Markup:
     """Numbers of scenes in bins of equal width; the last bin holds its upper limit.
 
     Args:
@@ -89,7 +85,7 @@ def histogram(values: NDArray[np.float64], low: float, high: float, bins: int, r
         low: lower limit of the first bin.
         high: upper limit of the last.
         bins: how many.
-        run: number of the run, for the colour.
+        key: look of the run, for the colour.
         what: is counted, for those who cannot see it.
     """
     known = values[~np.isnan(values)]
@@ -111,7 +107,7 @@ def histogram(values: NDArray[np.float64], low: float, high: float, bins: int, r
             parts.append(
                 element(
                     "rect", title, x=_f(x + 0.5), y=_f(y), width=_f(wide), height=_f(height - _BOTTOM - y),
-                    class_=f"fill {colour(run)}",
+                    class_=f"fill {key.colour}",
                 )
             )  # fmt: skip
     shown = ", ".join(
@@ -120,12 +116,12 @@ def histogram(values: NDArray[np.float64], low: float, high: float, bins: int, r
     return _figure(parts, height, f"Histogram of {what}, {len(known)} scenes. {shown}")
 
 
-def bird_eye(trajectories: Mapping[str, Points], order: Sequence[str]) -> Markup:
+def bird_eye(trajectories: Mapping[str, Points], keys: Mapping[str, RunKey]) -> Markup:
     """Trajectories of a scene from above, the ego vehicle at the bottom, driving up; equal scales in both directions.
 
     Args:
         trajectories: points in the ego frame (metres, x forward, y left) by name.
-        order: names that have a colour of their own, by number; all others are drawn in grey, dashed.
+        keys: looks by name; trajectories that are called otherwise are drawn in grey, dashed.
     """
     points = [(0.0, 0.0), *(point for rows in trajectories.values() for point in rows)]
     forward = [x for x, _ in points]
@@ -146,11 +142,11 @@ def bird_eye(trajectories: Mapping[str, Points], order: Sequence[str]) -> Markup
     at = place(0.0, 0.0)
     for name, rows in trajectories.items():
         line = " ".join(f"{_f(x)},{_f(y)}" for x, y in (at, *(place(*row) for row in rows)))
-        known = name in order
-        style = f"path {colour(order.index(name))}" if known else "path other"
+        key = keys.get(name)
+        style = f"path {key.colour}" if key else "path other"
         parts.append(element("polyline", element("title", name), points=line, class_=style))
         end = place(*rows[-1])
-        parts.append(mark(order.index(name), *end) if known else element("circle", cx=_f(end[0]), cy=_f(end[1]), r=3.5))
+        parts.append(mark(key, *end) if key else element("circle", cx=_f(end[0]), cy=_f(end[1]), r=3.5))
     parts.append(element("polygon", points=f"{_f(at[0])},{_f(at[1] - 7)} {_f(at[0] + 5)},{_f(at[1] + 5)} "
                          f"{_f(at[0] - 5)},{_f(at[1] + 5)}", class_="ego"))  # fmt: skip
     label = f"Trajectories from above: {', '.join(trajectories)}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 PDMS = "PDMS"
 """NAVSIM v1: the PDM score."""
@@ -37,12 +37,14 @@ class Failure:
         label: in words.
         column: of the sub-score.
         below: the scene fails if the sub-score is less.
+        weighs: whether the sub-score is part of the score.
     """
 
     key: str
     label: str
     column: str
     below: float = 1.0
+    weighs: bool = True
 
 
 _TOTAL = {
@@ -66,6 +68,14 @@ METRICS = {
 }
 """Of each benchmark: the score first, then the sub-scores in the order of the published tables."""
 
+WITHOUT_WEIGHT = {PDMS: frozenset({_DDC.column}), EPDMS: frozenset[str]()}
+"""Columns that NAVSIM writes but gives no weight in the score."""
+
+PROGRESS_FACTORS = {PDMS: (_NC.column, _DAC.column), EPDMS: ()}
+"""Sub-scores that NAVSIM multiplies progress by before it writes it: where one is below 1, progress repeats it."""
+
+PROGRESS = _EP.column
+
 SLOW_BELOW = 0.5
 
 _FAILURES = (
@@ -82,12 +92,12 @@ _FAILURES = (
 )
 
 
-def limit_of(column: str) -> float:
-    """A sub-score below this is a failure; 0, which none is below, for the score itself."""
-    return next((failure.below for failure in _FAILURES if failure.column == column), 0.0)
-
-
 def failures_of(benchmark: str) -> tuple[Failure, ...]:
-    """The kinds of failure that a benchmark's sub-scores tell apart."""
+    """The kinds of failure that a benchmark's sub-scores tell apart; the label says if one costs nothing."""
     columns = {metric.column for metric in METRICS[benchmark]}
-    return tuple(failure for failure in _FAILURES if failure.column in columns)
+    found = (failure for failure in _FAILURES if failure.column in columns)
+    return tuple(_weighed(failure, failure.column not in WITHOUT_WEIGHT[benchmark]) for failure in found)
+
+
+def _weighed(failure: Failure, weighs: bool) -> Failure:
+    return failure if weighs else replace(failure, label=f"{failure.label} (weight 0)", weighs=False)

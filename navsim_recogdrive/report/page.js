@@ -15,7 +15,8 @@
     for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
     return element;
   };
-  const low = (value, metric) => value !== null && value < data.metrics[metric].limit;
+  const low = (run, scene, metric) => data.failures.some(
+    (kind, bit) => kind.metric === metric && (data.failed[run][scene] >> bit) & 1);
   const shown = (value) => (value === null ? "–" : value.toFixed(3));
   const signed = (value) => (value === null ? "–" : (value > 0 ? "+" : "") + value.toFixed(3));
   const chosenRun = () => Number(at("filter-run").value);
@@ -121,7 +122,7 @@
       const line = make("tr");
       line.append(make("th", name, { scope: "row" }));
       data.scores[run].forEach((values, index) => {
-        line.append(make("td", shown(values[scene]), low(values[scene], index) ? { class: "low" } : {}));
+        line.append(make("td", shown(values[scene]), low(run, scene, index) ? { class: "low" } : {}));
       });
       const kinds = failures(run, scene).map(({ label }) => label).join(", ");
       const absent = data.listed[run][scene] ? "" : "not in this run";
@@ -155,7 +156,7 @@
           return;
         }
         const found = value(scene);
-        const failed = key.startsWith("metric") && low(found, Number(key.slice("metric-".length)));
+        const failed = key.startsWith("metric") && low(chosenRun(), scene, Number(key.slice("metric-".length)));
         const style = text ? (failed ? "low" : "") : "text";
         row.append(make("td", text ? text(found) : (found ?? "–"), style ? { class: style } : {}));
       });

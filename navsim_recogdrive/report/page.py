@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 
@@ -13,7 +12,9 @@ from navsim_recogdrive.report import figures
 from navsim_recogdrive.report.aligned import AlignedRuns
 from navsim_recogdrive.report.estimates import Estimate, Estimates
 from navsim_recogdrive.report.markup import Child, Markup, element, embedded_json
+from navsim_recogdrive.report.metrics import PROGRESS, PROGRESS_FACTORS
 from navsim_recogdrive.report.pictures import PictureFolder
+from navsim_recogdrive.report.run_keys import RunKey, run_keys
 from navsim_recogdrive.report.scene_cards import cards
 from navsim_recogdrive.report.scene_data import scene_data
 from navsim_recogdrive.report.statistics import FEW_CLUSTERS
@@ -51,25 +52,18 @@ def write_page(runs: AlignedRuns, estimates: Estimates, options: PageOptions) ->
     Raises:
         UnreadablePicture: if a picture of a scene that is shown cannot be read.
     """
-    tables = {table.key: table for table in tables_of(runs, estimates)}
+    keys = run_keys(runs.names)
+    tables = {table.key: html_table(table, keys) for table in tables_of(runs, estimates)}
     sections = [
         _section("runs", "Runs", _runs(runs, options), _notes(runs, estimates, options)),
-        _section("scores", "Scores", html_table(tables["scores"], runs.names), _score_figures(runs, estimates)),
+        _section("scores", "Scores", tables["scores"], _score_figures(runs, estimates)),
     ]
     if "differences" in tables:
-        heading = f"Compared with {runs.names[0]}"
-        sections.append(
-            _section(
-                "differences",
-                heading,
-                html_table(tables["differences"], runs.names),
-                _difference_figures(runs, estimates),
-            )
-        )
+        drawn = _difference_figures(runs, estimates)
+        sections.append(_section("differences", f"Compared with {runs.names[0]}", tables["differences"], drawn))
     sections.append(_section("distributions", "Distributions", _histograms(runs)))
-    commands = html_table(tables["commands"], runs.names) if "commands" in tables else None
-    failures = Markup(_failure_figures(runs, estimates) + html_table(tables["failures"], runs.names))
-    sections.append(_section("failures", "Failures", failures, commands))
+    failures = [_failure_figures(runs, estimates), tables["failures"], tables.get("commands")]
+    sections.append(_section("failures", "Failures", failures))
     sections.append(_section("worst", "Worst scenes", cards(runs, options.worst, options.pictures)))
     sections.append(_section("scenes", "All scenes", _scene_browser(runs)))
     links = [element("a", text, href=f"#{key}") for key, text, _ in sections]
@@ -114,11 +108,12 @@ def _summary(runs: AlignedRuns) -> str:
 def _runs(runs: AlignedRuns, options: PageOptions) -> Markup:
     shown = list(dict.fromkeys(name for settings in options.settings.values() for name in settings))
     head = ["run", "file", *shown]
+    keys = run_keys(runs.names)
     rows = []
-    for index, run in enumerate(runs.runs):
+    for run in runs.runs:
         settings = options.settings.get(run.name, {})
         notes = [element("span", note, class_="warning") for note in run.notes]
-        cells = [element("th", figures.key_mark(index), run.name, scope="row")]
+        cells = [element("th", figures.key_mark(keys[run.name]), run.name, scope="row")]
         cells.append(element("td", element("code", str(run.path)), notes))
         cells += [element("td", settings.get(name, MISSING)) for name in shown]
         rows.append(element("tr", cells))
@@ -137,10 +132,7 @@ def _notes(runs: AlignedRuns, estimates: Estimates, options: PageOptions) -> Mar
             f"Intervals resample the {estimates.clusters} logs, not the scenes: those of one drive resemble each other."
         )
     else:
-        notes.append(
-            "Intervals take the scenes as independent. Scenes of one drive resemble each other, so they are narrower "
-            "than they should be."
-        )
+        notes.append(_scenes_note(runs))
     if estimates.clusters < FEW_CLUSTERS:
         notes.append(f"With {estimates.clusters} {runs.cluster_kind}s every interval and every p-value is rough.")
     notes.append("An interval without width says only that all scenes have the same value.")
@@ -156,7 +148,18 @@ def _notes(runs: AlignedRuns, estimates: Estimates, options: PageOptions) -> Mar
     return element("ul", [element("li", note) for note in notes], class_="notes")
 
 
-def html_table(table: Table, names: Sequence[str]) -> Markup:
+def _scenes_note(runs: AlignedRuns) -> str:
+    several = len(runs.runs) > 1
+    note = (
+        f"{'Intervals and tests' if several else 'Intervals'} take the scenes as independent: {runs.cluster_reason}. "
+    )
+    note += "Scenes of one drive resemble each other, so intervals are narrower "
+    return note + (
+        "and p-values smaller than they should be; no difference is coloured." if several else "than they should be."
+    )
+
+
+def html_table(table: Table, keys: Mapping[str, RunKey]) -> Markup:
     """A table with its caption, in a frame that scrolls by itself on narrow screens; names of runs get their mark."""
     heads = [
         element(
@@ -169,12 +172,12 @@ def html_table(table: Table, names: Sequence[str]) -> Markup:
     ]
     rows = [
         element(
-            "tr", element("th", _marked(str(row[0]), names), scope="row"), [_html_cell(cell, names) for cell in row[1:]]
+            "tr", element("th", _marked(str(row[0]), keys), scope="row"), [_html_cell(cell, keys) for cell in row[1:]]
         )
         for row in table.rows
     ]
     return _scrolled(
-        element("caption", table.caption),
+        element("caption", table.full_caption),
         element("thead", element("tr", heads)),
         element("tbody", rows),
         label=table.caption.split(".")[0],
@@ -187,22 +190,21 @@ def _scrolled(*children: Child, label: str, class_: str) -> Markup:
     return element("div", table, class_="scroll", role="region", aria_label=label, tabindex=0)
 
 
-def _marked(text: str, names: Sequence[str]) -> list[str]:
-    return [figures.key_mark(names.index(text)), text] if text in names else [text]
+def _marked(text: str, keys: Mapping[str, RunKey]) -> list[str]:
+    return [figures.key_mark(keys[text]), text] if text in keys else [text]
 
 
-def _html_cell(cell: Cell, names: Sequence[str]) -> Markup:
+def _html_cell(cell: Cell, keys: Mapping[str, RunKey]) -> Markup:
     if isinstance(cell, Change):
         mean = cell.estimate
-        clear = not math.isnan(cell.p_value) and cell.p_value < 0.05
-        style = ("better" if mean.value > 0 else "worse") if clear else None
+        style = ("better" if mean.value > 0 else "worse") if cell.clear else None
         p_value = element("small", p_text(cell.p_value))
         value = element("span", number(mean.value, sign="+"), class_="mean")
         return element("td", value, element("small", limits(mean, sign="+")), p_value, class_=style)
     if isinstance(cell, Estimate):
         return element("td", element("span", number(cell.value), class_="mean"), element("small", limits(cell)))
     if isinstance(cell, str):
-        return element("td", _marked(cell, names), class_="text")
+        return element("td", _marked(cell, keys), class_="text")
     return element("td", number(cell) if isinstance(cell, float) else str(cell))
 
 
@@ -216,26 +218,27 @@ def _panels(panels: Sequence[Markup]) -> Markup:
 
 
 def _legend(runs: AlignedRuns, first: int = 0) -> Markup:
-    items = [element("li", figures.key_mark(index), name) for index, name in enumerate(runs.names) if index >= first]
+    keys = run_keys(runs.names)
+    items = [element("li", figures.key_mark(keys[name]), name) for name in runs.names[first:]]
     return element("ul", items, class_="legend")
 
 
 def _score_figures(runs: AlignedRuns, estimates: Estimates) -> Markup:
     panels = []
-    for part, (stage, _) in enumerate(runs.parts):
-        rows = [score for score in estimates.scores if score.part == runs.parts[part][0]]
+    for stage, _ in runs.parts:
+        rows = [score for score in estimates.scores if score.part == stage]
         for index, metric in enumerate(runs.metrics):
-            drawn = [(runs.names[score.run], score.run, score.means[index]) for score in rows]
+            drawn = _drawn(runs, [(row.run, row.means[index]) for row in rows])
             panels.append(_panel(_heading(metric.short, stage), figures.intervals(drawn), metric.name))
     return Markup(_legend(runs) + _panels(panels))
 
 
 def _difference_figures(runs: AlignedRuns, estimates: Estimates) -> Markup:
     panels = []
-    for part, (stage, _) in enumerate(runs.parts):
-        rows = [difference for difference in estimates.differences if difference.part == runs.parts[part][0]]
+    for stage, _ in runs.parts:
+        rows = [difference for difference in estimates.differences if difference.part == stage]
         for index, metric in enumerate(runs.metrics):
-            drawn = [(runs.names[row.run], row.run, row.means[index]) for row in rows]
+            drawn = _drawn(runs, [(row.run, row.means[index]) for row in rows])
             heading = _heading(f"{metric.short} minus {runs.names[0]}", stage)
             panels.append(_panel(heading, figures.intervals(drawn, zero=True), metric.name))
     return Markup(_legend(runs, first=1) + _panels(panels))
@@ -243,11 +246,25 @@ def _difference_figures(runs: AlignedRuns, estimates: Estimates) -> Markup:
 
 def _failure_figures(runs: AlignedRuns, estimates: Estimates) -> Markup:
     panels = []
-    for kind, failure in enumerate(runs.failures):
-        drawn = [(runs.names[row.run], row.run, row.share) for row in estimates.failures if row.kind == kind]
-        heading = failure.label[0].upper() + failure.label[1:]
-        panels.append(_panel(heading, figures.intervals(drawn), "share of the scenes"))
+    for stage, _ in runs.parts:
+        for kind, failure in enumerate(runs.failures):
+            rows = [count for count in estimates.failures if (count.kind, count.part) == (kind, stage)]
+            drawn = _drawn(runs, [(row.run, row.share) for row in rows])
+            heading = _heading(failure.label[0].upper() + failure.label[1:], stage)
+            note = "share of the scenes" + (_of_which(runs) if failure.column == PROGRESS else "")
+            panels.append(_panel(heading, figures.intervals(drawn), note))
     return Markup(_legend(runs) + _panels(panels))
+
+
+def _drawn(runs: AlignedRuns, means: Sequence[tuple[int, Estimate]]) -> list[tuple[str, RunKey, Estimate]]:
+    keys = run_keys(runs.names)
+    return [(runs.names[run], keys[runs.names[run]], mean) for run, mean in means]
+
+
+def _of_which(runs: AlignedRuns) -> str:
+    """What scenes progress is counted in."""
+    factors = [metric.short for metric in runs.metrics if metric.column in PROGRESS_FACTORS[runs.benchmark]]
+    return f" with {' and '.join(factors)} of 1" if factors else ""
 
 
 def _heading(text: str, stage: str) -> str:
@@ -255,18 +272,25 @@ def _heading(text: str, stage: str) -> str:
 
 
 def _histograms(runs: AlignedRuns) -> Markup:
-    names = [metric.column for metric in runs.metrics]
+    keys = run_keys(runs.names)
+    (progress,) = (metric for metric in runs.metrics if metric.column == PROGRESS)
     panels = []
-    for index, name in enumerate(runs.names):
-        for metric in (runs.metrics[0], runs.metrics[names.index("ego_progress")]):
-            values = runs.scores[index, names.index(metric.column)]
-            drawn = figures.histogram(values, 0.0, 1.0, _SCORE_BINS, index, f"{metric.name} of {name}")
-            panels.append(_panel(f"{metric.short} of {name}", drawn, "scenes"))
-        if index:
-            change = runs.scores[index, 0] - runs.scores[0, 0]
-            what = f"the change of {runs.benchmark} from {runs.names[0]} to {name}"
-            drawn = figures.histogram(change, -1.0, 1.0, _CHANGE_BINS, index, what)
-            panels.append(_panel(f"{runs.benchmark}: {name} minus {runs.names[0]}", drawn, "scenes"))
+    for stage, inside in runs.parts:
+        for index, (name, key) in enumerate(keys.items()):
+            shown = [
+                (runs.metrics[0], runs.scores[index, 0], ""),
+                (progress, runs.plain_progress[index], _of_which(runs)),
+            ]
+            for metric, values, which in shown:
+                what = _heading(f"{metric.name} of {name}", stage)
+                drawn = figures.histogram(values[inside], 0.0, 1.0, _SCORE_BINS, key, what)
+                panels.append(_panel(_heading(f"{metric.short} of {name}", stage), drawn, f"scenes{which}"))
+            if index:
+                change = (runs.scores[index, 0] - runs.scores[0, 0])[inside]
+                what = _heading(f"the change of {runs.benchmark} from {runs.names[0]} to {name}", stage)
+                drawn = figures.histogram(change, -1.0, 1.0, _CHANGE_BINS, key, what)
+                heading = _heading(f"{runs.benchmark}: {name} minus {runs.names[0]}", stage)
+                panels.append(_panel(heading, drawn, "scenes"))
     return _panels(panels)
 
 

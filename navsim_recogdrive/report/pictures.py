@@ -13,6 +13,7 @@ Trajectories are in the ego frame of the scene, metres, x forward and y left, wi
 from __future__ import annotations
 
 import base64
+import glob
 import io
 import json
 import math
@@ -93,6 +94,8 @@ def pictures_of(token: str, run: str, folders: Sequence[PictureFolder]) -> Scene
     Raises:
         UnreadablePicture: naming the file.
     """
+    if Path(token).name != token:  # no name of a file: it would lead out of the folder
+        return ScenePictures()
     files: list[Path] = []
     captions: list[str] = []
     trajectories: dict[str, Points] = {}
@@ -100,10 +103,10 @@ def pictures_of(token: str, run: str, folders: Sequence[PictureFolder]) -> Scene
     for folder in folders:
         if folder.run not in ("", run):
             continue
-        found = [path for path in folder.path.glob(f"{token}.*") if path.suffix.lower() in _TYPES]
-        files += sorted(found, key=lambda path: (len(path.suffixes), path.name))
-        notes = folder.path / f"{token}.json"
-        if notes.is_file():
+        found = list(folder.path.glob(f"{glob.escape(token)}.*"))
+        pictures = [path for path in found if path.suffix.lower() in _TYPES]
+        files += sorted(pictures, key=lambda path: (len(path.suffixes), path.name))
+        for notes in (path for path in found if path.name == f"{token}.json"):
             content = _read_notes(notes)
             captions += [str(content["caption"])] if content.get("caption") else []
             trajectories |= {str(name): _points(notes, name, rows) for name, rows in content["trajectories"].items()}

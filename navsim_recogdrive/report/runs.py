@@ -40,7 +40,8 @@ class ScoreRun:
         scores: by metric's column, ``[S]`` float64; NaN where NAVSIM scored nothing.
         valid: ``[S]`` bool, false where the agent failed.
         stage: ``[S]`` int8, 0 or 1 for the stages of two-stage scoring; ``None`` for one stage.
-        summary: NAVSIM's own totals by name: ``mean``, or ``stage one``, ``stage two``, ``combined``.
+        summary: NAVSIM's own totals by name (``mean``, or ``stage one``, ``stage two``, ``combined``), each by
+            metric's column; NaN where the file has none, such as sub-scores of ``combined``.
         notes: what a reader should know about the file.
     """
 
@@ -51,7 +52,7 @@ class ScoreRun:
     scores: dict[str, NDArray[np.float64]]
     valid: NDArray[np.bool_]
     stage: NDArray[np.int8] | None
-    summary: dict[str, float]
+    summary: dict[str, dict[str, float]]
     notes: tuple[str, ...] = field(default=())
 
 
@@ -113,7 +114,7 @@ def read_scores(path: Path, name: str, notes: tuple[str, ...] = ()) -> ScoreRun:
     columns = {column for column in rows[0] if column}
     two_stages = any(column.endswith(_SUFFIXES) for column in columns)
     benchmark = _benchmark(path, columns, two_stages)
-    scenes, summary = _split(path, rows)
+    scenes, totals = _split(path, rows)
     if not scenes:
         raise UnreadableRun(f"{path} holds no scene, only NAVSIM's totals")
     tokens = tuple(row["token"] for row in scenes)
@@ -123,6 +124,7 @@ def read_scores(path: Path, name: str, notes: tuple[str, ...] = ()) -> ScoreRun:
         raise UnreadableRun(f"{path}: {repeated} scenes stand twice, {twice} for one; was the file put together?")
     scores, stage = _scores(path, scenes, benchmark, two_stages)
     stated = np.array([_flag(path, row) for row in scenes])
+    summary = {name: _total(path, row, name, benchmark) for name, row in totals.items()}
     run = ScoreRun(name, path, benchmark, tokens, scores, stated & ~np.isnan(scores[SCORE]), stage, summary, notes)
     for column, values in scores.items():
         scores[column] = np.where(run.valid, values, np.nan)
@@ -136,14 +138,25 @@ def _rows(path: Path) -> list[dict[str, str]]:
             missing = [name for name in ("token", "valid") if name not in (reader.fieldnames or ())]
             if missing:
                 raise UnreadableRun(f"{path} is no score CSV of NAVSIM: it lacks the column {' and '.join(missing)}")
-            rows = list(reader)
+            rows = [_whole(path, reader, row) for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UnreadableRun(f"{path} cannot be read: {error}") from error
     if not rows:
         raise UnreadableRun(f"{path} holds a header and no row; did the scoring fail?")
-    if any(value is None for value in rows[-1].values()):
-        raise UnreadableRun(f"{path}: the last row is cut off; write the file again by scoring again")
     return rows
+
+
+def _whole(path: Path, reader: csv.DictReader[str], row: dict[str, str]) -> dict[str, str]:
+    """The row if it has as many values as the header has names."""
+    head = len(reader.fieldnames or ())
+    found = sum(value is not None for value in row.values())
+    if found < head:
+        raise UnreadableRun(
+            f"{path}: line {reader.line_num} is cut off, it has {found} of {head} values; score again to write the file"
+        )
+    if len(row) > head:
+        raise UnreadableRun(f"{path}: line {reader.line_num} has more values than the header has names ({head})")
+    return row
 
 
 def _has_scores(path: Path) -> bool:
@@ -172,19 +185,26 @@ def _unstaged(column: str) -> str:
     return column
 
 
-def _split(path: Path, rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], dict[str, float]]:
-    scenes, summary = [], {}
+def _split(path: Path, rows: list[dict[str, str]]) -> tuple[list[dict[str, str]], dict[str, dict[str, str]]]:
+    """Rows of scenes, and those of NAVSIM's totals by name."""
+    scenes, totals = [], {}
     for row in rows:
         token = row["token"]
         if token.startswith(_TOTALS):
-            summary[token.removeprefix(_TOTALS).replace("_", " ")] = _number(path, row, SCORE)
+            totals[token.removeprefix(_TOTALS).replace("_", " ")] = row
         elif token in _AVERAGES:
-            summary["mean"] = _number(path, row, SCORE)
+            totals["mean"] = row
         elif not token:
             raise UnreadableRun(f"{path}: a row has no token")
         else:
             scenes.append(row)
-    return scenes, summary
+    return scenes, totals
+
+
+def _total(path: Path, row: dict[str, str], name: str, benchmark: str) -> dict[str, float]:
+    suffix = _SUFFIXES[STAGES.index(name)] if name in STAGES else ""
+    columns = [metric.column for metric in METRICS[benchmark]]
+    return {column: _number(path, row, column if column == SCORE else column + suffix) for column in columns}
 
 
 def _scores(
@@ -223,7 +243,7 @@ def _flag(path: Path, row: dict[str, str]) -> bool:
 
 def _compare_with_summary(run: ScoreRun) -> ScoreRun:
     """A file whose rows do not give NAVSIM's own mean has lost or gained some: say so."""
-    stated, found = run.summary.get("mean", math.nan), run.scores[SCORE]
+    stated, found = run.summary.get("mean", {}).get(SCORE, math.nan), run.scores[SCORE]
     if run.stage is not None:
         if "combined" in run.summary:
             return run

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,8 @@ from navsim_recogdrive.report import figures
 from navsim_recogdrive.report.aligned import AlignedRuns
 from navsim_recogdrive.report.estimates import CHANGED_BY, most_worsened, worst_scenes
 from navsim_recogdrive.report.markup import Child, Markup, element
-from navsim_recogdrive.report.metrics import limit_of
 from navsim_recogdrive.report.pictures import PictureFolder, Points, data_uri, pictures_of
+from navsim_recogdrive.report.run_keys import HUMAN, HUMAN_KEY, RunKey, run_keys
 from navsim_recogdrive.report.runs import STAGES
 from navsim_recogdrive.report.scene_facts import SceneFacts
 from navsim_recogdrive.report.tables import number
@@ -29,7 +29,8 @@ def shown_scenes(runs: AlignedRuns, count: int) -> list[int]:
 def cards(runs: AlignedRuns, count: int, folders: Sequence[PictureFolder]) -> Markup:
     """A list of cards for the worst scenes of each run, and for those that fell most from the baseline.
 
-    A picture is stored once in the page: further cards of its scene refer to the first.
+    A picture is stored once in the page: further cards of its scene refer to the first. A card with a picture has no
+    colour of the runs in it, since in the picture colours may stand for other plans; its own legend tells.
 
     Raises:
         UnreadablePicture: if a picture cannot be read.
@@ -79,6 +80,7 @@ def _list(
 def _card(runs: AlignedRuns, scene: int, run: int, folders: Sequence[PictureFolder], seen: set[Path]) -> Markup:
     token = runs.tokens[scene]
     found = pictures_of(token, runs.names[run], folders)
+    keys = run_keys(runs.names)
     parts: list[Child] = [
         element("h3", element("code", token)),
         element("p", _facts(runs, scene, found.facts), class_="facts"),
@@ -88,9 +90,10 @@ def _card(runs: AlignedRuns, scene: int, run: int, folders: Sequence[PictureFold
     parts.append(_pictures(token, new, runs.names[run]))
     if len(new) < len(found.files):
         parts.append(element("p", "Its pictures stand in an earlier card of this scene.", class_="facts"))
-    if found.trajectories:
-        drawn = figures.bird_eye(found.trajectories, runs.names)
-        parts.append(element("div", drawn, _trajectory_legend(found.trajectories, runs.names), class_="paths"))
+    if found.trajectories and not found.files:
+        looks = {**keys, HUMAN: HUMAN_KEY}
+        drawn = figures.bird_eye(found.trajectories, looks)
+        parts.append(element("div", drawn, _trajectory_legend(found.trajectories, looks), class_="paths"))
     parts += [element("p", caption, class_="facts") for caption in found.captions]
     kinds = [
         element("li", failure.label)
@@ -98,7 +101,7 @@ def _card(runs: AlignedRuns, scene: int, run: int, folders: Sequence[PictureFold
         if runs.failed[run, index, scene] == 1
     ]
     parts.append(element("ul", kinds, class_="kinds", aria_label="Failures") if kinds else None)
-    parts.append(_score_table(runs, scene))
+    parts.append(_score_table(runs, scene, {} if found.files else keys))
     return element("article", parts, class_="card", data_token=token, data_run=run)
 
 
@@ -125,22 +128,29 @@ def _pictures(token: str, files: Sequence[Path], run: str) -> list[Markup]:
     ]
 
 
-def _trajectory_legend(trajectories: dict[str, Points], names: Sequence[str]) -> Markup:
+def _trajectory_legend(trajectories: Mapping[str, Points], keys: Mapping[str, RunKey]) -> Markup:
     items = [
-        element("li", figures.key_mark(names.index(name)) if name in names else element("span", class_="other"), name)
+        element("li", figures.key_mark(keys[name]) if name in keys else element("span", class_="other"), name)
         for name in trajectories
     ]
     return element("ul", items, class_="legend")
 
 
-def _score_table(runs: AlignedRuns, scene: int) -> Markup:
+def _score_table(runs: AlignedRuns, scene: int, keys: Mapping[str, RunKey]) -> Markup:
+    """Sub-scores by run; runs without a key stand without a mark."""
     heads = [element("th", element("abbr", metric.short, title=metric.name), scope="col") for metric in runs.metrics]
-    limits = [limit_of(metric.column) for metric in runs.metrics]
+    failed = [
+        {kind.column for kind, value in zip(runs.failures, runs.failed[run, :, scene], strict=True) if value == 1}
+        for run in range(len(runs.runs))
+    ]
     rows = [
         element(
             "tr",
-            element("th", figures.key_mark(index), name, scope="row"),
-            [_value(float(value), limit) for value, limit in zip(runs.scores[index, :, scene], limits, strict=True)],
+            element("th", figures.key_mark(keys[name]) if name in keys else None, name, scope="row"),
+            [
+                element("td", number(float(value)), class_="low" if metric.column in failed[index] else None)
+                for metric, value in zip(runs.metrics, runs.scores[index, :, scene], strict=True)
+            ],
         )
         for index, name in enumerate(runs.names)
     ]
@@ -151,7 +161,3 @@ def _score_table(runs: AlignedRuns, scene: int) -> Markup:
         class_="numbers small",
     )
     return element("div", table, class_="scroll", tabindex=0, role="region", aria_label="Sub-scores")
-
-
-def _value(value: float, limit: float) -> Markup:
-    return element("td", number(value), class_="low" if value < limit - 1e-9 else None)

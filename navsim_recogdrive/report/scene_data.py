@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from navsim_recogdrive.report.aligned import AlignedRuns
 from navsim_recogdrive.report.estimates import CHANGED_BY
-from navsim_recogdrive.report.metrics import limit_of
 from navsim_recogdrive.report.tables import number
 
 _DIGITS = 4
@@ -19,19 +18,21 @@ _DIGITS = 4
 def scene_data(runs: AlignedRuns) -> dict[str, Any]:
     """Columns of all scenes; ``null`` where a value is not known.
 
-    Keys: ``runs``, ``metrics`` and ``failures`` name the axes; ``tokens``, ``logs``, ``commands``, ``speeds`` and
-    ``stages`` (``null`` where no scene has one) hold ``S`` entries; ``scores[run][metric]`` holds ``S`` numbers with
-    four digits. From the unrounded scores, each ``[run]`` with ``S`` entries: ``listed`` 0 or 1, ``failed`` one bit per
-    kind of failure, ``changes`` -1, 0 or 1 against the baseline (``null`` where one of the two is not known).
+    Keys: ``runs``, ``metrics`` and ``failures`` name the axes, a failure also the number of its metric; ``tokens``,
+    ``logs``, ``commands``, ``speeds`` and ``stages`` (``null`` where no scene has one) hold ``S`` entries;
+    ``scores[run][metric]`` holds ``S`` numbers with four digits. From the unrounded scores, each ``[run]`` with ``S``
+    entries: ``listed`` 0 or 1, ``failed`` one bit per kind of failure, ``changes`` -1, 0 or 1 against the baseline
+    (``null`` where one of the two is not known).
     """
     facts = runs.facts
+    columns = [metric.column for metric in runs.metrics]
     return {
         "benchmark": runs.benchmark,
         "runs": runs.names,
-        "metrics": [
-            {"short": metric.short, "name": metric.name, "limit": limit_of(metric.column)} for metric in runs.metrics
+        "metrics": [{"short": metric.short, "name": metric.name} for metric in runs.metrics],
+        "failures": [
+            {"key": kind.key, "label": kind.label, "metric": columns.index(kind.column)} for kind in runs.failures
         ],
-        "failures": [{"key": kind.key, "label": kind.label} for kind in runs.failures],
         "tokens": list(runs.tokens),
         "logs": [fact.log_name for fact in facts] if any(fact.log_name for fact in facts) else None,
         "commands": [fact.command for fact in facts] if runs.commands else None,

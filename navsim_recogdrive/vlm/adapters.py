@@ -244,7 +244,9 @@ def inject_lora(model: Any, lora: LoRA) -> None:
         ValueError: for target modules that the language model does not have.
     """
     if importlib.util.find_spec("peft") is None:
-        raise PeftMissing("LoRA adapters need the package peft: pip install 'navsim-recogdrive[lora]'")
+        raise PeftMissing(
+            "LoRA adapters need the package peft: pip install -e '.[lora]' in the checkout of navsim-recogdrive"
+        )
     from peft import LoraConfig, inject_adapter_in_model
 
     language_model = model.language_model

@@ -9,7 +9,7 @@
 #               planner from image tiles: agent.cache_hidden_state=false agent.vlm.training=lora
 #
 # Environment (in brackets the defaults):
-#   OPENSCENE_DATA_ROOT   must be set, as must NUPLAN_MAPS_ROOT and NAVSIM_EXP_ROOT
+#   OPENSCENE_DATA_ROOT   must be set, as must NAVSIM_EXP_ROOT, and NUPLAN_MAPS_ROOT with CACHE_PATH=none
 #   VLM_PATH              the VLM's folder or hub id; needed in joint mode and without a cache only
 #   AGENT                 agent config [recogdrive_2b]
 #   SPLIT                 train_test_split [navtrain]

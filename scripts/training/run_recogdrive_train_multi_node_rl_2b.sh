@@ -9,7 +9,7 @@
 #
 # Environment (in brackets the defaults):
 #   REFERENCE_CHECKPOINT  the planner of imitation learning (.ckpt or .safetensors); must be set
-#   OPENSCENE_DATA_ROOT   must be set, as must NUPLAN_MAPS_ROOT and NAVSIM_EXP_ROOT
+#   OPENSCENE_DATA_ROOT   must be set, as must NAVSIM_EXP_ROOT
 #   AGENT                 agent config [recogdrive_2b_rl]
 #   SPLIT                 train_test_split [navtrain]
 #   CACHE_PATH            hidden states, by run_caching_recogdrive_hidden_state.sh
@@ -34,7 +34,7 @@ source "$HERE/../common.sh"
 # shellcheck source=scripts/train.sh
 source "$HERE/../train.sh"
 read_arguments "$@"
-require_variables OPENSCENE_DATA_ROOT NUPLAN_MAPS_ROOT NAVSIM_EXP_ROOT
+require_variables OPENSCENE_DATA_ROOT NAVSIM_EXP_ROOT
 
 AGENT="${AGENT:-recogdrive_2b_rl}"
 EPOCHS="${EPOCHS:-10}"

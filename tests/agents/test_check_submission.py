@@ -34,7 +34,9 @@ def test_several_seeds_are_for_version_1(
     submission_v1: dict[str, Any], submission_v2: dict[str, Any], check_submission: Check
 ) -> None:
     submission_v1["predictions"] *= 3
-    assert check_submission(submission_v1)["valid"]
+    report = check_submission(submission_v1)
+    assert report["valid"]
+    assert report["scenes"] == {f"predictions[{seed}]": 6 for seed in range(3)}
     del submission_v1["predictions"][1]
     submission_v1["predictions"][1] = dict(list(submission_v1["predictions"][0].items())[1:])
     report = check_submission(submission_v1)

@@ -121,6 +121,9 @@ def test_arrays_of_numbers_are_read_whatever_their_form(
             b"cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\n" + _text("O8") + b"\x85RC\x08" + bytes(8) + b"\x86R",
             "no num",
         ),
+        (b"cnumpy.core.multiarray\n_reconstruct\n(tR", "of another form"),
+        (b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\ndtype\nK\x00\x85C\x01b\x87R", "of another form"),
+        (b"\x95" + struct.pack("<Q", 99) + b"N", "cut off"),
         (b"Nr\xff\xff\xff\xff", None),  # a memo of 4 billion places, in Python's unpickler
         (b"\x8e" + struct.pack("<Q", 2**60), "no whole pickle"),
         (b"\x8b\xff\xff\xff\x7f", "no whole pickle"),
@@ -141,7 +144,7 @@ def test_arrays_of_numbers_are_read_whatever_their_form(
         (b"N(u", "sets entries of None"),
         (b"NN\x81", "makes an object"),
     ],
-    ids=range(22),
+    ids=range(25),
 )
 def test_files_made_to_harm_are_one_clear_error(check_submission: Check, opcodes: bytes, said: str | None) -> None:
     tracemalloc.start()

@@ -120,6 +120,27 @@ def test_a_signal_ends_the_run_after_its_step(
     assert first.steps + second.steps == whole[0].steps, "no step is lost, none is made twice"
 
 
+def test_a_signal_before_the_first_step_is_heard(
+    tmp_path: Path, whole: tuple[Model, list[int], pl.Trainer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = tmp_path / "note"
+    monkeypatch.setenv(NOTE_VARIABLE, str(note))
+    handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+
+    ended: list[BaseException] = []
+    early = pl.Callback()
+    monkeypatch.setattr(early, "on_train_start", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    monkeypatch.setattr(early, "on_exception", lambda trainer, module, exception: ended.append(exception))
+    first, _, _ = run(tmp_path, callbacks=[early])
+    assert isinstance(ended[0], SystemExit)
+    assert ended[0].code == EXIT_STATUS
+    assert first.steps == []
+    assert note.read_text()
+    assert handlers == [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
+    second, _, _ = run(tmp_path, resume="auto")
+    assert second.steps == whole[0].steps
+
+
 def test_a_signal_in_a_validation_cuts_it_short(
     tmp_path: Path, whole: tuple[Model, list[int], pl.Trainer], caplog: Any
 ) -> None:

@@ -23,6 +23,7 @@ from byte_vlm import write_byte_vlm
 from qa_data import SAMPLES, future_poses, observation, talk, trajectory_records, write_data
 
 from navsim_recogdrive.policy.configuration import VLMConfig
+from navsim_recogdrive.policy.preemption import EXIT_STATUS, NOTE_VARIABLE
 from navsim_recogdrive.policy.text_policy import TextPolicy
 from navsim_recogdrive.pretraining.evaluation import EvaluationSettings, evaluate
 from navsim_recogdrive.pretraining.finetuning import trainer as trainer_module
@@ -138,6 +139,33 @@ def test_a_stopped_run_continues_as_if_it_had_not_stopped(
     shutil.copytree(output / "checkpoint-6", half_written)
     (half_written / "trainer_state.json").unlink()
     assert last_checkpoint(output) == output / "checkpoint-6"
+    finetune(_settings(byte_vlm, data, output, resume=True), cpu=True)
+    assert _losses(output) == _losses(whole_run)
+    assert (output / "model.safetensors").read_bytes() == (whole_run / "model.safetensors").read_bytes()
+
+
+def test_a_signal_ends_a_run_with_a_checkpoint_that_continues(
+    byte_vlm: Path, data: Path, whole_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note, before = tmp_path / "note", signal.getsignal(signal.SIGTERM)
+    monkeypatch.setenv(NOTE_VARIABLE, str(note))
+    compute_loss = trainer_module.FinetuneTrainer.compute_loss
+
+    def with_signal(self: Any, *arguments: Any, **settings: Any) -> Any:
+        if self.state.global_step == 4:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return compute_loss(self, *arguments, **settings)
+
+    output = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer_module.FinetuneTrainer, "compute_loss", with_signal)
+        with pytest.raises(SystemExit) as ended:
+            finetune(_settings(byte_vlm, data, output), cpu=True)
+    assert ended.value.code == EXIT_STATUS
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert last_checkpoint(output) == output / "checkpoint-5"
+    assert note.read_text() == f"{output / 'checkpoint-5'}\n"
+    assert not (output / "model.safetensors").exists()
     finetune(_settings(byte_vlm, data, output, resume=True), cpu=True)
     assert _losses(output) == _losses(whole_run)
     assert (output / "model.safetensors").read_bytes() == (whole_run / "model.safetensors").read_bytes()

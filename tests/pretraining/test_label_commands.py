@@ -97,7 +97,7 @@ def test_without_the_client_s_libraries_only_asking_fails(
     monkeypatch.setitem(sys.modules, "openai", None)
     assert main(["show", str(path), "--model", "tiny"]) == 0
     assert main(run_arguments(tmp_path, "http://127.0.0.1:9/v1")) == 2
-    assert "pip install 'navsim-recogdrive[labels]'" in capsys.readouterr().err
+    assert "pip install -e '.[labels]'" in capsys.readouterr().err
 
 
 def test_show_prints_prompts_without_a_server(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -30,7 +30,7 @@ def scores(run: int) -> dict[str, dict[str, float] | None]:
 
 
 def write_report(folder: Path, *options: str) -> Path:
-    """The page of two runs with facts, pictures and trajectories."""
+    """The page of two runs with facts, trajectories of two scenes and a picture of one of them."""
     one, two = write_v1(folder / "one.csv", scores(0)), write_v1(folder / "two.csv", scores(1))
     facts = ["token,log_name,command,speed"]
     facts += [f"t{i:03d},</script><log {i % 8},{('left', 'right')[i % 2]},{i / 10}" for i in range(SCENES)]
@@ -38,7 +38,8 @@ def write_report(folder: Path, *options: str) -> Path:
     (folder / "pictures").mkdir()
     Image.new("RGB", (8, 4), "blue").save(folder / "pictures" / "t128.png")
     notes = {"caption": "<i>A & B</i>", "trajectories": {"human": [[2, 0], [4, 0.5]], "one": [[2, 0], [4, -1]]}}
-    (folder / "pictures" / "t128.json").write_text(json.dumps(notes))
+    for token in ("t128", "t000"):
+        (folder / "pictures" / f"{token}.json").write_text(json.dumps(notes))
     output = folder / "report.html"
     status = main(
         [

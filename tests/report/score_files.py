@@ -73,16 +73,21 @@ def write_v2(path: Path, values: Mapping[str, Mapping[str, float] | None]) -> Pa
 def write_two_stages(
     path: Path, first: Mapping[str, Mapping[str, float]], second: Mapping[str, Mapping[str, float]], combined: float
 ) -> Path:
-    """As v2.x's run_pdm_score.py: every sub-score once per stage, one score."""
+    """As v2.x's run_pdm_score.py: every sub-score once per stage, one score.
+
+    NAVSIM's totals of the stages: score 0.9 and 0.7, sub-scores 0.95 and 0.75, other than the plain means.
+    """
     columns = [f"{name}_{stage}" for stage in ("stage_one", "stage_two") for name in V2[:-1]] + ["score"]
     rows: list[dict[str, object]] = []
-    for stage, values in (("stage_one", first), ("stage_two", second)):
+    totals: list[dict[str, object]] = []
+    whole: dict[str, object] = {}
+    for stage, values, total in (("stage_one", first, 0.9), ("stage_two", second, 0.7)):
         for row in scenes(V2, values):
             rows.append(
                 {"token": row["token"], "score": row["score"], **{f"{name}_{stage}": row[name] for name in V2[:-1]}}
             )
-    totals = [
-        {"token": f"extended_pdm_score_{name}", "score": score}
-        for name, score in (("stage_one", 0.9), ("stage_two", 0.7), ("combined", combined))
-    ]
+        parts = {f"{name}_{stage}": total + 0.05 for name in V2[:-1]}
+        totals.append({"token": f"extended_pdm_score_{stage}", "score": total, **parts})
+        whole |= parts
+    totals.append({"token": "extended_pdm_score_combined", "score": combined, **whole})
     return write(path, columns, [*rows, *totals])

@@ -5,12 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import subprocess
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from html_pages import HOSTILE, Page, scores, write_report
+from PIL import Image
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 LIMIT_S = 120
@@ -71,6 +75,14 @@ DRIVER = """
     large.querySelector("button").click();
     seen.large.push(large.open);
     document.querySelector("[data-scene]").click();
+    await set("text", "t000");
+    document.querySelector("[data-scene]").click();
+    const plain = document.querySelector("#scene-rows .details");
+    seen.plain = [plain.querySelectorAll("img").length, plain.querySelectorAll("svg.bird-eye").length];
+    // What is low: the collision, not the progress that NAVSIM lowered for it.
+    seen.low = [...document.querySelectorAll("#scene-rows > tr:not(.details) .low")].map(
+      (cell) => document.querySelectorAll("#scene-head button")[cell.cellIndex].textContent);
+    document.querySelector("[data-scene]").click();
     seen.closed = document.querySelectorAll("#scene-rows .details").length;
     at("filter-reset").click();
     await set("command", "right"); await set("text", "t00");
@@ -78,6 +90,15 @@ DRIVER = """
     window.Blob = class { constructor(parts) { seen.saved = parts.join(""); } };
     URL.createObjectURL = () => "#";
     at("save").click();
+    document.body.style.width = "360px";
+    seen.names = [...document.querySelectorAll("#scores tbody th[scope=row]")].map((head) => {
+      head.lastChild.textContent = "human";
+      const range = document.createRange();
+      range.selectNodeContents(head.lastChild);
+      const [text, mark] = [range.getClientRects(), head.querySelector(".key").getBoundingClientRect()];
+      return {lines: text.length, beside: text[0].left >= mark.right && text[0].top < mark.top};
+    });
+    document.body.style.width = "";
     seen.wider = document.documentElement.scrollWidth - document.documentElement.clientWidth;
   } catch (error) { seen.errors.push(String(error)); }
   const out = document.createElement("pre");
@@ -94,26 +115,38 @@ def find_browser() -> str | None:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    browser = find_browser()
-    if browser is None:
-        pytest.skip(f"no browser is installed ({', '.join(BROWSERS)})")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a page, ``report.html``; the browser's files are beside it."""
     folder = tmp_path_factory.mktemp("browser")
-    text = write_report(folder).read_text()
-    driven = folder / "driven.html"
-    driven.write_text(text.replace("</body>", f"{DRIVER}</body>"))
+    if find_browser() is None:
+        pytest.skip(f"no browser is installed ({', '.join(BROWSERS)})")
+    write_report(folder)
+    return folder
+
+
+def browse(folder: Path, page: Path, *options: str) -> str:
+    """What the browser prints of a page."""
+    browser = str(find_browser())
     command = [
         browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-        f"--user-data-dir={folder / 'profile'}", "--window-size=400,800", "--virtual-time-budget=20000", "--dump-dom",
-        driven.as_uri(),
+        f"--user-data-dir={folder / 'profile'}", *options, page.as_uri(),
     ]  # fmt: skip
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S)
     except subprocess.TimeoutExpired:
         pytest.skip(f"{browser} gave nothing in {LIMIT_S} s on this machine")
-    if "<html" not in done.stdout:
+    if done.returncode:
         pytest.skip(f"{browser} cannot run here: {done.stderr.strip()[-300:]}")
-    found: dict[str, Any] = json.loads(page_of(done.stdout))
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def seen(folder: Path) -> dict[str, Any]:
+    driven = folder / "driven.html"
+    text = (folder / "report.html").read_text()
+    driven.write_text(text.replace("</body>", f"{DRIVER}</body>"))
+    dom = browse(folder, driven, "--window-size=400,800", "--virtual-time-budget=20000", "--dump-dom")
+    found: dict[str, Any] = json.loads(page_of(dom))
     assert found["errors"] == []
     return found
 
@@ -169,11 +202,12 @@ def test_comparison(seen: dict[str, Any]) -> None:
 
 def test_details(seen: dict[str, Any]) -> None:
     details = seen["details"]
-    assert (details["pictures"], details["paths"], details["expanded"]) == (1, 1, "true")
+    assert (details["pictures"], details["paths"], details["expanded"]) == (1, 0, "true")
+    assert seen["plain"] == [0, 1], "trajectories of a scene without a picture are drawn"
     assert HOSTILE in details["text"]
-    assert (
-        "at-fault collision, off the drivable area, time to collision too short, progress below 0.5" in details["text"]
-    )
+    assert "at-fault collision, off the drivable area, time to collision too short" in details["text"]
+    assert "progress below" not in details["text"]
+    assert seen["low"] == ["NC"]
     assert seen["closed"] == 0
 
 
@@ -190,3 +224,28 @@ def test_the_table_is_saved_as_it_is_shown(seen: dict[str, Any]) -> None:
 
 def test_nothing_is_wider_than_a_narrow_window(seen: dict[str, Any]) -> None:
     assert seen["wider"] == 0
+
+
+def test_names_of_runs_are_whole_on_a_phone(seen: dict[str, Any]) -> None:
+    assert seen["names"] == [{"lines": 1, "beside": True}] * 2
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_as_a_picture(folder: Path, scheme: str) -> None:
+    """The figures are painted in the colours of the runs, on the ground of the scheme; nothing else has the green."""
+    picture = folder / f"{scheme}.png"
+    options = ["--hide-scrollbars", "--window-size=1200,5200", f"--screenshot={picture}", "--virtual-time-budget=5000"]
+    browse(folder, folder / "report.html", *options, f"--blink-settings=preferredColorScheme={int(scheme == 'light')}")
+    with Image.open(picture) as image:
+        assert image.width == 1200
+        pixels = np.asarray(image.convert("RGB")).reshape(-1, 3)
+    styles = (folder / "report.html").read_text().partition("@media (prefers-color-scheme: dark)")
+    style = styles[0 if scheme == "light" else 2]
+    count = {}
+    for name in ("page", "run-0", "run-1", "run-2", "run-human"):
+        (colour,) = re.findall(rf"--{name}: #(\w{{6}});", style)
+        count[name] = int((pixels == [int(colour[at : at + 2], 16) for at in (0, 2, 4)]).all(axis=1).sum())
+    assert count["page"] > len(pixels) / 3
+    assert min(count["run-0"], count["run-1"]) > 5000, "histograms, intervals and marks of both runs"
+    assert count["run-2"] == 0
+    assert 0 < count["run-human"] < 1000, "one trajectory"

@@ -73,24 +73,42 @@ def test_failures_by_kind_and_command(tmp_path: Path) -> None:
     values = {
         "a": {"NC": 0.0, "TTC": 0.0, "score": 0.0},
         "b": {"NC": 0.5, "score": 0.5},
-        "c": {"DAC": 0.0, "EP": 0.49, "score": 0.0},
+        "c": {"DAC": 0.0, "EP": 0.0, "score": 0.0},
         "d": {"EP": 0.5},
         "e": None,
+        "f": {"EP": 0.49},
     }
-    commands = {"a": "left", "b": "left", "c": "right", "d": "right", "e": "right"}
+    commands = {"a": "left", "b": "left", "c": "right", "d": "right", "e": "right", "f": "right"}
     facts = {token: SceneFacts(command=command) for token, command in commands.items()}
     runs = runs_of(tmp_path, values, facts=facts)
     found = {runs.failures[count.kind].key: count for count in estimate(runs, 200).failures}
     assert {key: (count.scenes, count.of) for key, count in found.items()} == {
-        "collision": (2, 4), "off_road": (1, 4), "wrong_direction": (0, 4), "time_to_collision": (1, 4),
-        "slow": (1, 4), "comfort": (0, 4),
+        "collision": (2, 5), "off_road": (1, 5), "wrong_direction": (0, 5), "time_to_collision": (1, 5),
+        "slow": (1, 2), "comfort": (0, 5),
     }  # fmt: skip
     assert [name for name, _ in runs.commands] == ["left", "right"]
-    assert found["collision"].by_command == ((2, 2), (0, 2))
-    assert found["off_road"].by_command == ((0, 2), (1, 2))
-    assert found["collision"].share.value == 0.5
+    assert found["collision"].by_command == ((2, 2), (0, 3))
+    assert found["off_road"].by_command == ((0, 2), (1, 3))
+    assert found["slow"].by_command == ((0, 0), (1, 2))
+    assert found["collision"].share.value == 0.4
     left, right = estimate(runs, 200).commands
-    assert (left.scenes, left.mean.value, right.scenes, right.mean.value) == (2, 0.25, 2, 0.5)
+    assert (left.scenes, left.mean.value, right.scenes, right.mean.value) == (2, 0.25, 3, pytest.approx(2 / 3))
+
+
+def test_progress_that_navsim_lowered_is_no_slowness(tmp_path: Path) -> None:
+    """v1.1 multiplies progress by NC and DAC before it writes it; v2 does not."""
+    values = {
+        "hit": {"NC": 0.0, "EP": 0.0, "score": 0.0},
+        "touch": {"NC": 0.5, "EP": 0.3, "score": 0.4},
+        "slow": {"EP": 0.3},
+    }
+    first = runs_of(tmp_path, values)
+    np.testing.assert_array_equal(first.plain_progress, [[np.nan, np.nan, 0.3]])
+    second = align(read_runs([str(write_v2(tmp_path / "v2.csv", values))]), {})
+    np.testing.assert_array_equal(second.plain_progress, [[0.0, 0.3, 0.3]])
+    for runs, expected in ((first, [np.nan, np.nan, 1]), (second, [1, 1, 1])):
+        kinds = [kind.key for kind in runs.failures]
+        np.testing.assert_array_equal(runs.failed[0, kinds.index("slow")], expected)
 
 
 def test_epdms_tells_more_kinds_apart(tmp_path: Path) -> None:
@@ -116,22 +134,47 @@ def test_stages_are_averaged_apart(tmp_path: Path) -> None:
     assert [round(difference.means[0].value, 6) for difference in found.differences] == [0.1, -0.3]
 
 
+def test_failures_and_commands_of_the_stages_apart(tmp_path: Path) -> None:
+    second = {"s": {"NC": 0.0, "score": 0.0}, "t": {"score": 0.6}, "u": {"NC": 0.0, "score": 0.3}}
+    path = write_two_stages(tmp_path / "a.csv", {"a": {"score": 0.8}, "b": {"DAC": 0.0, "score": 0.0}}, second, 0.4)
+    facts = {token: SceneFacts(command="right" if token in "bu" else "left") for token in "abstu"}
+    found = estimate(align(read_runs([str(path)]), facts), replicates=200)
+    counts = {(count.part, count.kind): (count.scenes, count.of, count.by_command) for count in found.failures}
+    assert counts["stage one", 0] == (0, 2, ((0, 1), (0, 1)))
+    assert counts["stage two", 0] == (2, 3, ((1, 2), (1, 1)))
+    assert counts["stage one", 1] == (1, 2, ((0, 1), (1, 1)))
+    assert counts["stage two", 1] == (0, 3, ((0, 2), (0, 1)))
+    assert [(score.part, score.command, score.scenes, score.mean.value) for score in found.commands] == [
+        ("stage one", "left", 1, 0.8), ("stage one", "right", 1, 0.0),
+        ("stage two", "left", 2, 0.3), ("stage two", "right", 1, 0.3),
+    ]  # fmt: skip
+
+
 def test_logs_are_clusters_where_they_are_known(tmp_path: Path) -> None:
     scores = {str(index): {"score": (index % 7) / 7} for index in range(42)}
     logs = {token: SceneFacts(log_name=f"log {int(token) % 7}") for token in scores}
     path = [str(write_v1(tmp_path / "a.csv", scores))]
     runs = align(read_runs(path), logs)
-    assert (runs.cluster_kind, runs.cluster_count) == ("log", 7)
+    assert (runs.cluster_kind, runs.cluster_count, runs.cluster_reason) == ("log", 7, "")
     by_log = estimate(runs, 400).scores[0].means[0]
-    by_scene = estimate(align(read_runs(path), logs, "scene"), 400).scores[0].means[0]
+    asked = align(read_runs(path), logs, "scene")
+    assert (asked.cluster_kind, asked.cluster_reason) == ("scene", "--cluster scene asks for it")
+    by_scene = estimate(asked, 400).scores[0].means[0]
     assert by_log.value == by_scene.value
     assert by_log.high - by_log.low > 2 * (by_scene.high - by_scene.low)  # all scenes of a log are alike here
     del logs["0"]
-    assert align(read_runs(path), logs).cluster_kind == "scene"
+    missing = align(read_runs(path), logs)
+    assert (missing.cluster_kind, missing.cluster_count) == ("scene", 42)
+    assert missing.cluster_reason == "the log of 1 of 42 scenes is not known"
     with pytest.raises(UnknownLogs, match="the log of 1 of 42 scenes is not known, 0 for one"):
         align(read_runs(path), logs, "log")
     few = {token: SceneFacts(log_name=f"log {int(token) % 5}") for token in scores}
-    assert align(read_runs(path), few).cluster_kind == "scene"
+    assert (align(read_runs(path), few).cluster_kind, align(read_runs(path), few).cluster_reason) == (
+        "scene",
+        "there are only 5 logs",
+    )
+    one = {token: SceneFacts(log_name="log") for token in scores}
+    assert align(read_runs(path), one).cluster_reason == "there is only 1 log"
     assert align(read_runs(path), few, "log").cluster_count == 5
 
 
@@ -154,6 +197,17 @@ def test_worst_scenes(tmp_path: Path) -> None:
     assert [runs.tokens[scene] for scene in worst_scenes(runs, 0, 9)] == ["c", "d", "b", "a"]
     assert [runs.tokens[scene] for scene in most_worsened(runs, 1, 9)] == ["a", "b"]
     assert most_worsened(runs, 1, 1) == [runs.tokens.index("a")]
+
+
+def test_ties_are_not_decided_by_what_has_no_weight(tmp_path: Path) -> None:
+    """DDC has weight 0 in v1.1: of equal scores the first token comes first; in v2 it is a failure like others."""
+    values = {"a": {"TTC": 0.0, "score": 0.0}, "b": {"TTC": 0.0, "DDC": 0.0, "score": 0.0}}
+    runs = runs_of(tmp_path, values)
+    assert [runs.tokens[scene] for scene in worst_scenes(runs, 0, 2)] == ["a", "b"]
+    assert [kind.label for kind in runs.failures if not kind.weighs] == ["wrong driving direction (weight 0)"]
+    runs = align(read_runs([str(write_v2(tmp_path / "v2.csv", values))]), {})
+    assert [runs.tokens[scene] for scene in worst_scenes(runs, 0, 2)] == ["b", "a"]
+    assert all(kind.weighs for kind in runs.failures)
 
 
 def test_no_interval_from_one_scene(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import colorsys
 import csv
 import re
 from pathlib import Path
@@ -11,8 +12,10 @@ import pytest
 from html_pages import HOSTILE, SCENES, Page, scores, write_report
 from score_files import write_two_stages, write_v1, write_v2
 
+from navsim_recogdrive.report import figures
 from navsim_recogdrive.report.__main__ import main
 from navsim_recogdrive.report.markup import Markup, element, embedded_json
+from navsim_recogdrive.report.run_keys import DISTINCT, run_keys
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +90,12 @@ def test_embedded_scenes_are_those_of_the_files(page: Page) -> None:
             assert [metric[scene] for metric in data["scores"][run]] == values
     assert data["changes"][1][:3] == [1, -1, 0]
     assert data["changes"][1][129] is None
-    assert data["failed"][0][10] == 0b10001
-    assert data["failed"][0][128] == 0b11011  # collision, off-road, time to collision, slow
+    assert data["failed"][0][1] == 0b10000  # slow
+    assert data["failed"][0][10] == 0b00001  # collision; its progress is lowered by it, so that it says nothing more
+    assert data["failed"][0][128] == 0b01011  # collision, off-road, time to collision
+    assert [data["metrics"][failure["metric"]]["short"] for failure in data["failures"]] == [
+        "NC", "DAC", "DDC", "TTC", "EP", "C",
+    ]  # fmt: skip
     assert [failure["key"] for failure in data["failures"]][:5] == [
         "collision", "off_road", "wrong_direction", "time_to_collision", "slow",
     ]  # fmt: skip
@@ -102,6 +109,11 @@ def test_cards_of_the_worst_scenes(report: Path, page: Page) -> None:
     assert len(cards) == 9  # the lowest of both, and those that fell most
     pictures = page.having("src")
     assert len(pictures) == 1, "a picture of two cards is stored once"
+    drawn = [(name, a.get("data-token")) for name, a in page.elements
+             if a.get("class") in ("card", "picture", "bird-eye")]  # fmt: skip
+    assert drawn[:4] == [("article", "t128"), ("button", None), ("article", "t000"), ("svg", None)]
+    with_picture = [index for index, (name, token) in enumerate(drawn) if token == "t128"]
+    assert all(drawn[index + 1][0] != "svg" for index in with_picture), "colours of picture and figure may differ"
     content = (report.parent / "pictures" / "t128.png").read_bytes()
     assert base64.b64decode(pictures[0].partition(",")[2]) == content
     tokens = (report.parent / "tokens.txt").read_text().split()
@@ -129,11 +141,136 @@ def test_notes_say_what_the_numbers_rest_on(page: Page) -> None:
     assert "With 8 logs every interval and every p-value is rough." in notes
     assert "All runs have scored 128 of the 130 scenes." in notes
     assert "1 of the" in notes  # scenes with pictures
+    assert "p-values smaller" not in notes
+
+
+def coloured(page: Page) -> list[str]:
+    return [value for value in page.having("class") if value in ("better", "worse")]
+
+
+@pytest.mark.parametrize(
+    ("logs", "reason"), [(3, "there are only 3 logs"), (None, "the log of 41 of 42 scenes is not known")]
+)
+def test_p_values_over_scenes_are_not_coloured(tmp_path: Path, logs: int | None, reason: str) -> None:
+    """Over logs the same runs give a colour."""
+    first = {f"t{index}": {"score": 0.1 + (index % 7) / 20} for index in range(42)}
+    second = {token: {"score": values["score"] + 0.2} for token, values in first.items()}
+    one, two = write_v1(tmp_path / "one.csv", first), write_v1(tmp_path / "two.csv", second)
+
+    def read(names: list[str]) -> tuple[Page, str]:
+        rows = [f"{token},{name}" for token, name in zip(first, names, strict=True)]
+        (tmp_path / "facts.csv").write_text("token,log_name\n" + "\n".join(rows) + "\n")
+        output = tmp_path / "a.html"
+        options = ["--scene-facts", str(tmp_path / "facts.csv"), "--output", str(output), "--replicates", "200"]
+        assert main([str(one), str(two), *options, "--formats", "latex"]) == 0
+        return Page(output.read_text()), (tmp_path / "a_differences.tex").read_text()
+
+    page, latex = read([f"log {index % logs}" if logs else "log" * (index == 0) for index in range(42)])
+    assert coloured(page) == []
+    assert "p<0.001" in page.texts["small"]
+    notes = " ".join(page.texts["li"])
+    assert f"take the scenes as independent: {reason}." in notes
+    assert "p-values smaller than they should be; no difference is coloured" in notes
+    assert any(f"({reason}): p is too small." in text for text in page.texts["caption"])
+    assert "$^{*}$" not in latex
+    page, latex = read([f"log {index % 7}" for index in range(42)])
+    assert coloured(page) == ["better"]
+    assert "+20.0$^{*}$" in latex
+
+
+def test_failures_that_cost_nothing_are_named(page: Page, tmp_path: Path) -> None:
+    (caption,) = [text for text in page.texts["caption"] if text.startswith("Scenes with a sub-score below 1")]
+    assert "Wrong driving direction has weight 0 in NAVSIM's PDMS." in caption
+    assert "NAVSIM multiplies progress by NC and DAC, so it is judged only where these are 1" in caption
+    assert "wrong driving direction (weight 0)" in page.texts["option"]
+    assert "scenes with NC and DAC of 1" in page.texts["small"]
+    path = write_v2(tmp_path / "a.csv", {"a": {"DDC": 0.0, "score": 0.0}})
+    assert main([str(path), "--output", str(tmp_path / "a.html")]) == 0
+    text = (tmp_path / "a.html").read_text()
+    assert "weight 0" not in text
+    assert "multiplies" not in text
+
+
+def test_only_scenes_whose_progress_is_plain_are_in_its_histogram(page: Page) -> None:
+    """Of the first run's 130 scenes 14 have a collision."""
+    labels = [label for label in page.having("aria-label") if label.startswith("Histogram of ego progress of one,")]
+    assert labels[0].startswith("Histogram of ego progress of one, 116 scenes. 0.00 to 0.05: 0, ")
 
 
 def test_the_same_command_gives_the_same_page(report: Path, tmp_path: Path) -> None:
     again = write_report(tmp_path, "--scenes", "3").read_text()
     assert again.replace(str(tmp_path), str(report.parent)) == report.read_text()
+
+
+def test_green_is_the_human_drivers_alone(tmp_path: Path) -> None:
+    """A card's colours: runs by their place, the human green and dashed, as a run and as a trajectory."""
+    names = ["a", "b", "human", "c"]
+    runs = [f"{name}={write_v1(tmp_path / f'{name}.csv', {'t': {'score': 0.5}})}" for name in names]
+    (tmp_path / "t.json").write_text('{"trajectories": {"human": [[1, 0]], "c": [[1, 1]], "x": [[2, 1]]}}')
+    assert main([*runs, "--output", str(tmp_path / "a.html"), "--pictures", str(tmp_path)]) == 0
+    text = (tmp_path / "a.html").read_text()
+    styles = [value for value in Page(text).having("class") if value.startswith("path ")]
+    assert styles[:3] == ["path run-human", "path run-2", "path other"]
+    assert re.search(r"\.path\.run-human \{ stroke-dasharray: ", text)
+    green, others = (
+        [colorsys.rgb_to_hsv(*(int(colour[at : at + 2], 16) / 255 for at in (0, 2, 4))) for colour in found]
+        for found in (re.findall(r"--run-human: #(\w+);", text), re.findall(r"--run-\d: #(\w+);", text))
+    )
+    assert len(green) == 2, "light and dark"
+    assert all(abs(own[0] - run[0]) > 0.09 or run[1] < 0.2 for own in green for run in others)
+    assert re.findall(r"--(\S+): #009e73;", text) == ["run-human"]
+    assert Page(text).having("class").count("fill run-human") == len(re.findall("fill run-human", text)) > 0
+
+
+def test_a_card_with_a_picture_shows_no_colour_of_a_run(page: Page, report: Path) -> None:
+    cards = re.findall(r'<article class="card" data-token="(\w+)".*?</article>', report.read_text(), re.S)
+    bodies = re.findall(r'<article class="card".*?</article>', report.read_text(), re.S)
+    marked = {token: 'class="key"' in body for token, body in zip(cards, bodies, strict=True)}
+    assert marked["t000"]
+    assert not marked["t128"]
+
+
+def test_runs_are_told_apart_by_colour_and_mark() -> None:
+    names = [f"run {index}" for index in range(DISTINCT)]
+    keys = run_keys([*names[:4], "human", *names[4:]])
+    assert list(keys)[4] == "human"
+    assert len(set(keys.values())) == DISTINCT + 1
+    assert run_keys(names)["run 9"] == keys["run 9"], "the human driver takes no run's look"
+    shapes = {re.sub(r"run-\w+", "", figures.key_mark(key)) for key in keys.values()}
+    assert len(shapes) == 5
+
+
+def test_stages_are_shown_apart(tmp_path: Path) -> None:
+    first = {"a": {"score": 0.8}, "b": {"DAC": 0.0, "score": 0.0}}
+    second = {"s": {"NC": 0.0, "score": 0.0}, "t": {"score": 0.6}, "u": {"EP": 0.1}}
+    path = write_two_stages(tmp_path / "a.csv", first, second, 0.4)
+    (tmp_path / "facts.csv").write_text("token,command\na,left\ns,left\nt,right\n")
+    options = ["--scene-facts", str(tmp_path / "facts.csv"), "--output", str(tmp_path / "a.html")]
+    assert main([f"x={path}", *options, "--formats", "csv"]) == 0
+    page = Page((tmp_path / "a.html").read_text())
+    labels = [label for label in page.having("aria-label") if label.startswith("Histogram of")]
+    assert [label.split(" scenes.")[0] for label in labels] == [
+        "Histogram of extended PDM score of x, stage one, 2",
+        "Histogram of ego progress of x, stage one, 2",
+        "Histogram of extended PDM score of x, stage two, 3",
+        "Histogram of ego progress of x, stage two, 3",
+    ]
+    captions = [text for text in page.texts["figcaption"] if text.startswith("At-fault collision")]
+    assert captions == ["At-fault collision, stage one", "At-fault collision, stage two"]
+    with (tmp_path / "a_failures.csv").open(newline="") as file:
+        rows = [(row["failure"], row["stage"], row["scenes"], row["left"]) for row in csv.DictReader(file)]
+    assert rows[:4] == [
+        ("at-fault collision", "stage one", "0", "0 of 1"),
+        ("at-fault collision", "stage two", "1", "1 of 1"),
+        ("off the drivable area", "stage one", "1", "0 of 1"),
+        ("off the drivable area", "stage two", "0", "0 of 1"),
+    ]
+    with (tmp_path / "a_commands.csv").open(newline="") as file:
+        means = [(row["command"], row["stage"], row["scenes"], row["EPDMS"]) for row in csv.DictReader(file)]
+    assert means == [
+        ("left", "stage one", "1", "0.8"), ("left", "stage two", "1", "0.0"),
+        ("right", "stage one", "0", ""), ("right", "stage two", "1", "0.6"),
+    ]  # fmt: skip
 
 
 def test_one_run_two_stages_and_few_scenes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,7 +286,7 @@ def test_one_run_two_stages_and_few_scenes(tmp_path: Path, capsys: pytest.Captur
     assert "filter-stage" in page.having("id")
     out = capsys.readouterr().out
     assert "combined (NAVSIM)" in out
-    assert "1 run, 3 scenes; 95 % intervals over 3 scenes" in out
+    assert "95 % intervals over 3 scenes, taken as independent: the log of 3 of 3 scenes is not known" in out
 
 
 def test_a_run_that_scored_nothing(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from navsim_recogdrive.report.pictures import (
     PictureFolder,
+    ScenePictures,
     UnreadablePicture,
     data_uri,
     parse_folders,
@@ -138,6 +139,23 @@ def test_pictures_by_token_and_run(tmp_path: Path) -> None:
     assert found.trajectories == {"x": ((1.0, 0.5),)}
     assert found.facts == SceneFacts("log", "left", 2.0)
     assert pictures_of("none", "RL", folders).files == ()
+
+
+@pytest.mark.parametrize("token", ["/etc/passwd", "../a", "a**", "*", "[ab]", "..", "", "t" * 300, "a\0"])
+def test_tokens_that_are_no_names_have_no_pictures(tmp_path: Path, token: str) -> None:
+    for name in ("a", "b", "ab"):
+        save(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.json").write_text("{}")
+    assert pictures_of(token, "IL", [PictureFolder(tmp_path)]) == ScenePictures((), (), {}, SceneFacts())
+    assert pictures_of("a", "IL", [PictureFolder(tmp_path)]).files == (tmp_path / "a.png",)
+
+
+def test_a_token_with_signs_of_patterns_has_its_own_pictures(tmp_path: Path) -> None:
+    own = save(tmp_path / "a[1]*.png")
+    save(tmp_path / "a1.png")
+    (tmp_path / "a[1]*.json").write_text('{"caption": "own"}')
+    found = pictures_of("a[1]*", "IL", [PictureFolder(tmp_path)])
+    assert (found.files, found.captions) == ((own,), ("own",))
 
 
 def test_folders_that_do_not_fit(tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ def test_v1_with_a_failed_scene(tmp_path: Path) -> None:
     assert run.valid.tolist() == [True, True, False, True]
     np.testing.assert_array_equal(run.scores["score"], [1, 0, np.nan, 0.5])
     np.testing.assert_array_equal(run.scores["no_at_fault_collisions"], [1, 0, np.nan, 1])
-    assert run.summary == {"mean": 0.5}
+    assert run.summary["mean"]["score"] == 0.5
+    assert list(run.summary) == ["mean"]
     assert run.notes == ()
 
 
@@ -45,7 +46,9 @@ def test_two_stages(tmp_path: Path) -> None:
     assert run.stage.tolist() == [0, 1, 1]
     np.testing.assert_array_equal(run.scores["ego_progress"], [1, 0.25, 1])
     np.testing.assert_array_equal(run.scores["score"], [0.9, 0.6, 0.8])
-    assert run.summary == {"stage one": 0.9, "stage two": 0.7, "combined": 0.63}
+    found = {name: [values["score"], values["ego_progress"]] for name, values in run.summary.items()}
+    assert list(found) == ["stage one", "stage two", "combined"]
+    np.testing.assert_allclose(list(found.values()), [[0.9, 0.95], [0.7, 0.75], [0.63, np.nan]])
     assert run.notes == ()
 
 
@@ -84,7 +87,10 @@ def test_a_path_with_an_equals_sign_is_a_path(tmp_path: Path) -> None:
         ("", "lacks the column token and valid"),
         ("token,valid,score\n", "holds a header and no row"),
         ("token,valid,score\na,True,1\n", "neither PDMS nor EPDMS: for PDMS it lacks comfort, dri"),
-        (f"token,valid,{','.join(V1)}\na,True,1,1,1\n", "the last row is cut off"),
+        (f"token,valid,{','.join(V1)}\na,True,1,1,1\n", "line 2 is cut off, it has 5 of 9 values"),
+        (f",token,valid,{','.join(V1)}\n5\n6,b,True,1,1,1,1,1,1,1\n", "line 2 is cut off, it has 1 of 10 values"),
+        (f",token,valid,{','.join(V1)}\n5,a\n6,b,True,1,1,1,1,1,1,1\n", "line 2 is cut off, it has 2 of 10 values"),
+        (f"token,valid,{','.join(V1)}\na,True,1,1,1,1,1,1,1,1\n", "line 2 has more values than the header has names"),
         (f"token,valid,{','.join(V1)}\na,True,1,1,1,1,1,1,nine\n", "score of scene a is 'nine', expected a number"),
         (f"token,valid,{','.join(V1)}\na,True,1,1,1,1,1,1,90.1\n", "score of scene a is 90.1, expected 0 to 1"),
         (f"token,valid,{','.join(V1)}\na,yes,1,1,1,1,1,1,1\n", "valid of scene a is 'yes', expected True or False"),

@@ -145,3 +145,13 @@ def test_sign_flips_hold_their_level() -> None:
     rng = np.random.default_rng(11)
     p_values = [sign_flip_test(rng.normal(0, 1, 40), np.repeat(EACH(20), 2), 200, rng) for _ in range(600)]
     assert 0.025 <= np.mean(np.array(p_values) <= 0.05) <= 0.08
+
+
+def test_sign_flips_of_few_logs_scene_by_scene_do_not() -> None:
+    """Three logs of 27 scenes, each log better or worse as a whole by chance: why such p-values get no colour."""
+    rng = np.random.default_rng(11)
+    logs = np.repeat(EACH(3), 27)
+    p_values = [
+        sign_flip_test(rng.normal(0, 1, 3)[logs] + rng.normal(0, 2, 81), EACH(81), 200, rng) for _ in range(300)
+    ]
+    assert 0.3 <= np.mean(np.array(p_values) < 0.05) <= 0.6

@@ -177,7 +177,7 @@ def test_adapters_that_cannot_be_made(load: Load, monkeypatch: pytest.MonkeyPatc
             LoRA(**settings)  # type: ignore[arg-type]
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "peft" else find_spec(name))
-    with pytest.raises(PeftMissing, match=r"pip install 'navsim-recogdrive\[lora\]'"):
+    with pytest.raises(PeftMissing, match=r"pip install -e '\.\[lora\]'"):
         make_trainable(load(), "lora", LoRA(), dtype=torch.float32)
 
 

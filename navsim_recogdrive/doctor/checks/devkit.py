@@ -7,12 +7,11 @@ from pathlib import Path
 
 from navsim_recogdrive.doctor.context import Context
 from navsim_recogdrive.doctor.findings import Finding, error, ok, warning
-from navsim_recogdrive.doctor.versions import same_name
 
 _DRIVING = ("cache", "train", "rl", "evaluate", "submit")
 _INSTALL = (
-    "pip install 'navsim-recogdrive[navsim]'; pip install --no-deps -r requirements/devkits.txt; or set "
-    "NAVSIM_DEVKIT_ROOT to a NAVSIM checkout and NUPLAN_DEVKIT_ROOT to one of nuplan-devkit"
+    "pip install -e '.[navsim]'; pip install --no-deps -r requirements/devkits.txt, both in the checkout of "
+    "navsim-recogdrive; or set NAVSIM_DEVKIT_ROOT to a NAVSIM checkout and NUPLAN_DEVKIT_ROOT to one of nuplan-devkit"
 )
 _SCORES = {1: "v1.x (PDMS, the navtest leaderboard)", 2: "v2.x (EPDMS)"}
 
@@ -46,7 +45,7 @@ def check(context: Context) -> Iterator[Finding]:
         yield request.missing(
             "navsim.version",
             f"NAVSIM in {navsim.folder} does not import: {result.error if result else 'it was not tried'}",
-            "install what it names: pip install 'navsim-recogdrive[navsim]'",
+            "install what it names: pip install -e '.[navsim]' in the checkout of navsim-recogdrive",
             *_DRIVING,
         )
         return
@@ -65,19 +64,18 @@ def check(context: Context) -> Iterator[Finding]:
             f"NAVSIM in {navsim.folder} has no Hydra configurations: its wheels leave planning/script/config out",
             "pip uninstall navsim; pip install --no-deps -e CHECKOUT_OF_NAVSIM",
         )
-    others = [name for name in ("navsim", "nuplan-devkit") if _is_wheel_beside(context, name, navsim.folder)]
-    if others:
+    if _is_installed_beside(context, navsim.folder):
         yield warning(
             "navsim.checkout",
-            f"{' and '.join(others)} is installed too, in another folder than {navsim.folder}, which is imported",
-            f"pip uninstall {' '.join(others)}, or unset NAVSIM_DEVKIT_ROOT",
+            f"navsim is installed too, in another folder than {navsim.folder}, which is imported",
+            "pip uninstall navsim, or unset NAVSIM_DEVKIT_ROOT",
         )
 
 
-def _is_wheel_beside(context: Context, name: str, used: Path) -> bool:
-    """Whether a second copy is installed: its own files, not those of the one in use."""
-    distribution = context.distribution(name)
-    if distribution is None or same_name(name) != "navsim":
+def _is_installed_beside(context: Context, used: Path) -> bool:
+    """Whether a second copy of NAVSIM is installed: its own files, not those of the one in use."""
+    distribution = context.distribution("navsim")
+    if distribution is None:
         return False
     file = Path(str(distribution.locate_file("navsim")))
     return file.is_dir() and file.resolve() != used.resolve()

@@ -13,7 +13,7 @@ _DRIVING = ("cache", "train", "rl", "evaluate", "submit")
 
 _FOLDERS = {
     "OPENSCENE_DATA_ROOT": ("the folder with navsim_logs/ and sensor_blobs/", (*_DRIVING, "pretraining")),
-    "NUPLAN_MAPS_ROOT": ("the folder with nuplan-maps-v1.0.json", (*_DRIVING, "pretraining")),
+    "NUPLAN_MAPS_ROOT": ("the folder with nuplan-maps-v1.0.json", ("cache", "evaluate", "submit", "pretraining")),
     "NAVSIM_EXP_ROOT": ("where runs, caches and scores are written", _DRIVING),
 }
 """Variable to what it is and the stages that need it."""

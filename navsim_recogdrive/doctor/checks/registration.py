@@ -39,7 +39,12 @@ def check(context: Context) -> Iterator[Finding]:
         )
     settings = context.step("settings")
     if settings is not None and settings.error:
-        yield error("hydra.settings", f"the agent's settings do not hold: {settings.error}", "change the setting named")
+        missing = settings.error.startswith(("ModuleNotFoundError", "ImportError"))
+        fix = (
+            "pip install -e '.[navsim]' in the checkout of navsim-recogdrive" if missing else "change the setting named"
+        )
+        fault = "could not be checked" if missing else "do not hold"
+        yield error("hydra.settings", f"the agent's settings {fault}: {settings.error}", fix)
 
 
 def _unresolved(context: Context, reason: str) -> Finding:

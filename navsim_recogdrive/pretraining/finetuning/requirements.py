@@ -19,7 +19,9 @@ def check_requirements(settings: FinetuneSettings) -> None:
         InvalidSetting: naming the setting and the fix.
     """
     if importlib.util.find_spec("accelerate") is None:
-        raise InvalidSetting("fine-tuning needs accelerate: pip install 'navsim-recogdrive[pretraining]'")
+        raise InvalidSetting(
+            "fine-tuning needs accelerate: pip install -e '.[pretraining]' in the checkout of navsim-recogdrive"
+        )
     _check_attention(settings.attention)
     _check_report(settings.report_to)
     if settings.deepspeed is not None:

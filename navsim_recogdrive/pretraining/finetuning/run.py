@@ -81,6 +81,7 @@ def finetune(settings: FinetuneSettings, *, cpu: bool = False) -> Path:
         InvalidData: for broken lines or missing images, listing them, unless ``skip_broken``; for trajectory questions
             in other words than the saved prompt profile's; or no usable sample.
         CannotSave: if the disk is full.
+        Preempted: after SIGTERM or SIGUSR1, when a checkpoint is written; ends the process with status 75.
         ValueError: for an unusable checkpoint (``VLMCheckpointError``), prompt profile or mixture.
     """
     check_requirements(settings)
@@ -118,6 +119,7 @@ def finetune(settings: FinetuneSettings, *, cpu: bool = False) -> Path:
     # Processes draw different stochastic depth; the Trainer seeds them alike.
     torch.manual_seed(settings.seed + arguments.process_index)
     trainer.train(resume_from_checkpoint=None if begun.checkpoint is None else str(begun.checkpoint))
+    trainer.stop.end_if_stopped(settings.output, main=arguments.process_index == 0)
     trainer.save_model()
     trainer.save_state()
     return settings.output

@@ -17,11 +17,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from navsim_recogdrive.policy.loader_workers import let_signals_pass
 from navsim_recogdrive.pretraining.finetuning.dataset import Collator, ConversationDataset, Skipped
 from navsim_recogdrive.pretraining.finetuning.model import TrainedInternVL, adapter_weights, merged_weights
 from navsim_recogdrive.pretraining.finetuning.sampling import LengthGroupedBatches
 from navsim_recogdrive.pretraining.finetuning.saving import CheckpointWriter, says_what_was_not_saved
 from navsim_recogdrive.pretraining.finetuning.settings import FinetuneSettings, InvalidSetting
+from navsim_recogdrive.pretraining.finetuning.stopping import StopAtSignal
 from navsim_recogdrive.vlm.checkpoint_files import VLMCheckpointError, stored_tensors
 from navsim_recogdrive.vlm.internvl import native_names
 
@@ -76,6 +78,9 @@ class FinetuneTrainer(Trainer):
         settings: of the run.
         writer: of checkpoints.
         pad_token_id: fills up shorter samples.
+
+    Attributes:
+        stop: ends training when a signal announces the end of the job.
     """
 
     def __init__(
@@ -107,15 +112,20 @@ class FinetuneTrainer(Trainer):
             )
         self.add_callback(_Epochs(self._batches, args.gradient_accumulation_steps))
 
+        self.stop = StopAtSignal()
+        self.add_callback(self.stop)
+
     def get_train_dataloader(self) -> DataLoader[Any]:
         """The batches of this process; nothing else divides them among processes."""
-        return DataLoader(
+        loader = DataLoader(
             self.train_dataset,  # type: ignore[arg-type]
             batch_sampler=self._batches,
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=torch.cuda.is_available() and not self.args.use_cpu,
         )
+        let_signals_pass(loader, self.args.process_index)
+        return loader
 
     def compute_loss(
         self,

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        print(f"error: {error}: pip install 'navsim-recogdrive[labels]'", file=sys.stderr)
+        print(f"error: {error}: pip install -e '.[labels]' in the checkout of navsim-recogdrive", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; the same command continues", file=sys.stderr)
