@@ -117,7 +117,7 @@ class _Machine:
             elif opcode.name in _ACTIONS:
                 _ACTIONS[opcode.name](self, argument)
             elif opcode.name == "FRAME":
-                if argument > len(data) - position - _FRAME_BYTES:
+                if int(argument or 0) > len(data) - int(position or 0) - _FRAME_BYTES:
                     raise UnreadableSubmission("it is cut off")
             elif opcode.name != "PROTO":
                 raise UnreadableSubmission(f"it uses the pickle opcode {opcode.name}, which no submission needs")

@@ -121,7 +121,7 @@ class GradientWatch(pl.Callback):
 def _advice(trainer: pl.Trainer, tokens: list[str]) -> str:
     return (
         f"Step {trainer.global_step} of rank {trainer.global_rank} was not made; scenes of its batch: "
-        f"{', '.join(tokens)}. The last checkpoint that was written is sound. Look at these scenes, then go on "
-        "with agent.resume and trainer.params.gradient_clip_val=1.0 or trainer.params.precision=bf16-mixed; or begin a new "
+        f"{', '.join(tokens)}. The last checkpoint that was written is sound. Look at these scenes, then go on with "
+        "agent.resume and trainer.params.gradient_clip_val=1.0 or trainer.params.precision=bf16-mixed; or begin a new "
         "run from it (agent.checkpoint_path) with a lower agent.optimizer.learning_rate"
     )

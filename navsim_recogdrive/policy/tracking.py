@@ -35,7 +35,8 @@ class WandbTracking(pl.Callback):
     def __init__(self, config: WandbConfig) -> None:
         if find_spec("wandb") is None:
             raise WandbMissing(
-                f"agent.wandb.project={config.project} needs Weights & Biases: pip install -e '.[wandb]' in the checkout of navsim-recogdrive"
+                f"agent.wandb.project={config.project} needs Weights & Biases: pip install -e '.[wandb]' in the "
+                "checkout of navsim-recogdrive"
             )
         self._config = config
 
