@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import warnings
 from collections.abc import Sequence
@@ -98,7 +99,9 @@ def _check(parser: argparse.ArgumentParser, options: argparse.Namespace) -> None
     """Usage errors that argparse does not see."""
 
     def given(names: Sequence[str]) -> list[str]:
-        return [f"--{name.replace('_', '-')}" for name in names if getattr(options, name) not in (None, False)]
+        # By identity: 0 is equal to False, and a speed or a seed.
+        values = ((name, getattr(options, name)) for name in names)
+        return [f"--{name.replace('_', '-')}" for name, value in values if value is not None and value is not False]
 
     scene = options.token is not None or options.log is not None
     if (options.image is not None) == scene:
@@ -142,6 +145,8 @@ def _parser() -> argparse.ArgumentParser:
         "NAVSIM's data. Positions are metres, headings radians, in the present ego frame (origin at the rear axle, x "
         "ahead, y left). Sizes and settings come from the checkpoint.",
     )
+    # argparse takes -1e-3 and -9. for options; NumPy prints numbers so.
+    parser._negative_number_matcher = re.compile(r"^-(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$")
     one = parser.add_argument_group("from an image")
     one.add_argument("--image", type=Path, metavar="FILE", help="the front camera's, 16:9 like NAVSIM's")
     one.add_argument("--front-left-image", type=Path, metavar="FILE", help="for a policy of three cameras")

@@ -193,23 +193,35 @@ def read_checkpoint(path: str | Path) -> Mapping[str, Any]:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise PlannerCheckpointError(f"{path} cannot be read, was its download cut short? {error}") from error
+            raise _unreadable(path, error) from error
     try:
         # Mapped into memory, so that a checkpoint's optimiser states are not read.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except pickle.UnpicklingError as error:
-        # torch's own text advises weights_only=False, which runs whatever code the file names.
-        found = re.search(r"GLOBAL (\S+)", str(error))
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:
+        # On what is no checkpoint torch fails with anything from KeyError to struct.error.
+        found = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
+        if found is None:
+            raise _unreadable(path, error) from error
         raise PlannerCheckpointError(
-            f"{path} cannot be read as tensors only (weights_only=True)"
-            + (f": it stores an object of {found[1]}" if found else "")
-            + ". If you trust where it comes from, save its state dict alone as .safetensors and load that."
+            f"{path} cannot be read as tensors only (weights_only=True): it stores an object of {found[1]}. If you "
+            "trust where it comes from, save its state dict alone as .safetensors and load that."
         ) from error
-    except (RuntimeError, EOFError) as error:
-        raise PlannerCheckpointError(f"{path} cannot be read, was its download cut short? {error}") from error
     if not isinstance(content, Mapping):
         raise PlannerCheckpointError(f"{path} must hold a state dict, found {type(content).__name__}")
     return content
+
+
+def _unreadable(path: Path, error: Exception) -> PlannerCheckpointError:
+    cause = type(error).__name__
+    # Of an unpickling error torch's text advises weights_only=False, which runs whatever code the file names.
+    if not isinstance(error, pickle.UnpicklingError) and str(error):
+        cause += f": {str(error).splitlines()[0]}"
+    return PlannerCheckpointError(
+        f"{path} cannot be read as a checkpoint, was its download cut short, or is it another file in its place, such "
+        f"as a Git LFS pointer? ({cause})"
+    )
 
 
 def _find_prefix(state: Mapping[str, Tensor], name: str) -> str:

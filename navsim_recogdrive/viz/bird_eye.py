@@ -22,6 +22,7 @@ from navsim_recogdrive.viz.palette import (
     INK,
     LINE,
     MUTED_INK,
+    RIM_ALPHA,
     SAMPLES,
     WHITE,
     Colour,
@@ -98,6 +99,7 @@ def draw_bird_eye(
     window: Window | None = None,
     title: bool = True,
     legend: bool = True,
+    layout_of: SceneView | None = None,
 ) -> Image:
     """Draw a scene from above.
 
@@ -107,6 +109,7 @@ def draw_bird_eye(
         window: what it shows at least; ``None``: the ego and all trajectories.
         title: title and subtitle above the drawing.
         legend: what the colours mean, below the drawing.
+        layout_of: a view whose legend must fit too, so that the drawings of both lie at the same place.
 
     Returns:
         ``[H, W, 3]`` uint8 RGB.
@@ -116,7 +119,7 @@ def draw_bird_eye(
     """
     _check_size(size)
     canvas = RasterCanvas.blank(size, WHITE)
-    _draw(canvas, view, window, title, legend)
+    _draw(canvas, view, window, title, legend, layout_of)
     return canvas.picture()
 
 
@@ -148,26 +151,44 @@ def _check_size(size: tuple[int, int]) -> None:
         raise InvalidView(f"a bird's-eye view has at least {_SMALLEST_SIDE_PX} pixels a side, found {size}")
 
 
-def _draw(canvas: Canvas, view: SceneView, window: Window | None, title: bool, legend: bool) -> None:
+def _draw(
+    canvas: Canvas,
+    view: SceneView,
+    window: Window | None,
+    title: bool,
+    legend: bool,
+    layout_of: SceneView | None = None,
+) -> None:
     width, height = canvas.size
     unit = max(min(width, height) / 800.0, 0.55)
     letters = max(unit, 0.8)  # smaller ones cannot be read
     top = _draw_title(canvas, view, letters) if title else 0.0
     bottom = float(height)
     if legend:
-        bottom -= draw_legend(canvas, [*trajectory_entries(view), *scene_entries(view)], bottom, letters)
+        others = 0.0 if layout_of is None else _legend(canvas, _entries(layout_of), letters)[1]
+        bottom -= draw_legend(canvas, _entries(view), bottom, letters, others)
     sheet = _Sheet(canvas, (0.0, top, float(width), bottom), window or fitting_window([view]), unit)
     sheet.draw(view)
 
 
-def draw_legend(canvas: Canvas, entries: Sequence[Entry], bottom: float, letters: float) -> float:
+def draw_legend(
+    canvas: Canvas, entries: Sequence[Entry], bottom: float, letters: float, least_height: float = 0.0
+) -> float:
     """Draw a legend over the whole width that ends at ``bottom``; returns the height that it takes, pixels."""
-    if not entries:
-        return 0.0
-    signs = Legend(canvas, entries, canvas.size[0] - 24.0 * letters, 14.0 * letters)
-    height = signs.height + 14.0 * letters
+    signs, own_height = _legend(canvas, entries, letters)
+    height = max(own_height, least_height)
     signs.draw(12.0 * letters, bottom - height + 7.0 * letters)
     return height
+
+
+def _legend(canvas: Canvas, entries: Sequence[Entry], letters: float) -> tuple[Legend, float]:
+    """A legend over the whole width, and the height that it takes."""
+    signs = Legend(canvas, entries, canvas.size[0] - 24.0 * letters, 14.0 * letters)
+    return signs, signs.height + 14.0 * letters if entries else 0.0
+
+
+def _entries(view: SceneView) -> list[Entry]:
+    return [*trajectory_entries(view), *scene_entries(view)]
 
 
 def _draw_title(canvas: Canvas, view: SceneView, unit: float) -> float:
@@ -257,8 +278,7 @@ class _Sheet:
         # A pedestrian of half a metre would be a speck in a picture of 60 m.
         smallest = 7.0 * unit / self._scale
         length, width = max(length, smallest), max(width, smallest)
-        speed = float(np.hypot(*agent.velocity))
-        if speed > 0.5:
+        if agent.moves:
             ahead = np.array([agent.pose[:2], agent.pose[:2] + agent.velocity])
             self._canvas.line(self._px(ahead), darker(fill), 1.6 * unit)
         corners = self._px(box_corners(agent.pose, length, width))
@@ -283,9 +303,8 @@ class _Sheet:
         for index in order:
             points = self._px(_from_ego(samples.poses[index]))
             colour = SAMPLES if rewards is None else reward_colour(float(rewards[index]), samples.scale)
-            if rewards is not None:
-                self._canvas.line(points, INK, 3.2 * self._unit, alpha=0.25)
-            self._canvas.line(points, colour, 2.0 * self._unit, alpha=0.6 if rewards is None else 1.0)
+            self._canvas.line(points, INK, 3.2 * self._unit, alpha=RIM_ALPHA)
+            self._canvas.line(points, colour, 2.0 * self._unit)
 
     def _draw_footprint(self, view: SceneView, poses: FloatArray, colour: Colour) -> None:
         chosen = np.round(np.linspace(0, len(poses) - 1, _FOOTPRINTS + 1)).astype(int)[1:]

@@ -13,7 +13,7 @@ import numpy as np
 
 from navsim_recogdrive.viz.canvas import RasterCanvas
 from navsim_recogdrive.viz.legend import Legend, trajectory_entries
-from navsim_recogdrive.viz.palette import HUMAN, SAMPLES, WHITE, Colour, plan_style, reward_colour
+from navsim_recogdrive.viz.palette import HUMAN, INK, RIM_ALPHA, SAMPLES, WHITE, Colour, plan_style, reward_colour
 from navsim_recogdrive.viz.projection import NEAREST_M, project_polygons, to_camera_frame, to_pixels, visible
 from navsim_recogdrive.viz.scene_view import (
     AgentBox,
@@ -74,16 +74,17 @@ def draw_camera(view: SceneView, *, legend: bool = True) -> Image:
     if view.camera is None:
         raise InvalidView(f"scene {view.title!r} has no camera image to draw into")
     painter = _Painter(view.camera, view.agents)
+    *others, main = view.plans or (None,)
+    if main is not None:
+        # Below the samples: it would tint the colours of their rewards.
+        painter.fill(main.poses, plan_style(len(others)).colour, view.ego.width)
     if view.samples is not None:
         samples = view.samples
         order = range(len(samples.poses)) if samples.rewards is None else np.argsort(samples.rewards, kind="stable")
         for index in order:
             reward = None if samples.rewards is None else float(samples.rewards[index])
             colour = SAMPLES if reward is None else reward_colour(reward, samples.scale)
-            painter.line(samples.poses[index], colour, alpha=0.75)
-    *others, main = view.plans or (None,)
-    if main is not None:
-        painter.fill(main.poses, plan_style(len(others)).colour, view.ego.width)
+            painter.line(samples.poses[index], colour, alpha=0.75 if reward is None else 0.9, rim=(INK, RIM_ALPHA))
     if view.human is not None:
         painter.line(view.human, HUMAN, alpha=0.95, dashes=_HUMAN_DASH_M)
     for index, plan in enumerate(others):
@@ -204,12 +205,19 @@ class _Painter:
             bar = self._bar(path, float(metres), half, 0.28 if full_second else 0.16)
             self._lay([bar], WHITE, 0.85 if full_second else 0.4)
 
-    def line(self, poses: FloatArray, colour: Colour, alpha: float, dashes: tuple[float, float] | None = None) -> None:
-        """A trajectory as a line on the road, 0.2 m wide."""
+    def line(
+        self,
+        poses: FloatArray,
+        colour: Colour,
+        alpha: float,
+        dashes: tuple[float, float] | None = None,
+        rim: tuple[Colour, float] = (WHITE, 0.25),
+    ) -> None:
+        """A trajectory as a line on the road, 0.2 m wide, with a rim of a colour and opacity."""
         path = _path(poses)
         if path is not None:
             half = _LINE_M
-            self._lay([self._strip(path, -1.35 * half, 1.35 * half, dashes)], WHITE, 0.25 * alpha)
+            self._lay([self._strip(path, -1.35 * half, 1.35 * half, dashes)], rim[0], rim[1] * alpha)
             self._lay([self._strip(path, -half, half, dashes)], colour, alpha)
 
     def _strip(self, path: _Path, right: float, left: float, dashes: tuple[float, float] | None = None) -> FloatArray:

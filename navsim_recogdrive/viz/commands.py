@@ -218,8 +218,10 @@ def _write_films(
 ) -> None:
     for kind in dict.fromkeys(options.film):
         path = options.output / f"{name}.{kind}"
-        write_film(path, shots)
+        codec = write_film(path, shots)
         announce(path)
+        if codec.plays:
+            print(f"{path.name}: {codec}", file=sys.stderr)
 
 
 def write_png(path: Path, picture: Image) -> None:

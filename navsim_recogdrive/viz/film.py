@@ -10,7 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +23,8 @@ from navsim_recogdrive.viz.palette import signal_colours
 from navsim_recogdrive.viz.scene_view import Image
 
 SUFFIXES = (".gif", ".mp4")
-FRAMES_PER_S = 25
-"""Of MP4 files; pictures stand for a multiple of a frame."""
+FRAMES_PER_S = 12.5
+"""Of MP4 files; pictures stand for a multiple of a frame, 0.08 s. VP9 takes a third of a second for each of them."""
 
 _GIF_TICK_S = 0.01
 _PALETTE_PICTURES = 6
@@ -41,12 +42,40 @@ class Shot:
     seconds: float
 
 
-def write_film(path: Path, shots: Sequence[Shot]) -> None:
+@dataclass(frozen=True)
+class Codec:
+    """How the pictures of a film are written.
+
+    Attributes:
+        name: of the codec.
+        plays: where such films play, or where not; empty if they play everywhere.
+    """
+
+    name: str
+    plays: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}, which {self.plays}" if self.plays else self.name
+
+
+GIF = Codec("GIF")
+_MP4_CODECS = {
+    "avc1": Codec("H.264"),
+    "vp09": Codec("VP9", "plays in browsers and VLC; for slides take a GIF"),
+    "mp4v": Codec("MPEG-4 part 2", "plays in VLC but not in browsers; for these take a GIF"),
+}
+"""By OpenCV's code, the best first: PyPI's OpenCV has no encoder for H.264."""
+
+
+def write_film(path: Path, shots: Sequence[Shot]) -> Codec:
     """Write a film; it repeats for ever where its format knows how (GIF).
 
     Args:
         path: ``.gif`` or ``.mp4``; its folder must exist.
         shots: at least one, all of one size. MP4 wants even sides: an odd one loses its last row or column.
+
+    Returns:
+        How it was written: of an MP4 the first of H.264, VP9 and MPEG-4 part 2 that this OpenCV can write.
 
     Raises:
         FilmError: for another suffix, no pictures, pictures of several sizes, or an OpenCV without MP4.
@@ -61,13 +90,14 @@ def write_film(path: Path, shots: Sequence[Shot]) -> None:
         raise FilmError(f"the pictures of {path} must have one size, found {listed}")
     partial = path.with_name(f".{path.stem}.partial{path.suffix}")
     try:
-        (_write_gif if path.suffix == ".gif" else _write_mp4)(partial, shots)
+        codec = (_write_gif if path.suffix == ".gif" else _write_mp4)(partial, shots)
         os.replace(partial, path)
+        return codec
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _write_gif(path: Path, shots: Sequence[Shot]) -> None:
+def _write_gif(path: Path, shots: Sequence[Shot]) -> Codec:
     # One palette for all pictures: with one for each, what does not move would flicker.
     chosen = np.round(np.linspace(0, len(shots) - 1, min(len(shots), _PALETTE_PICTURES))).astype(int)
     together = np.concatenate([shots[index].picture for index in chosen.tolist()])
@@ -87,13 +117,24 @@ def _write_gif(path: Path, shots: Sequence[Shot]) -> None:
         loop=0,
         optimize=False,
     )
+    return GIF
 
 
-def _write_mp4(path: Path, shots: Sequence[Shot]) -> None:
+def _write_mp4(path: Path, shots: Sequence[Shot]) -> Codec:
+    for code, codec in _MP4_CODECS.items():
+        with _silent_stderr():
+            written = _encode(path, shots, code)
+        if written:
+            return codec
+    raise FilmError(f"this OpenCV cannot write {path}: ask for a .gif, or install opencv-python from PyPI")
+
+
+def _encode(path: Path, shots: Sequence[Shot], code: str) -> bool:
+    """Write an MP4 file with a codec; whether there is such an encoder."""
     height, width = (side - side % 2 for side in shots[0].picture.shape[:2])
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), FRAMES_PER_S, (width, height))
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*code), FRAMES_PER_S, (width, height))
     if not writer.isOpened():
-        raise FilmError(f"this OpenCV cannot write {path}: ask for a .gif, or install opencv-python from PyPI")
+        return False
     try:
         for shot in shots:
             frame = np.ascontiguousarray(shot.picture[:height, :width, ::-1])
@@ -101,6 +142,21 @@ def _write_mp4(path: Path, shots: Sequence[Shot]) -> None:
                 writer.write(frame)
     finally:
         writer.release()
+    return True
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """OpenCV and its FFmpeg write of every encoder that they do not have, past Python."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -116,11 +172,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         pictures = [np.array(PillowImage.open(path).convert("RGB")) for path in options.pictures]
         times = [options.seconds] * (len(pictures) - 1) + [options.last]
-        write_film(options.film, [Shot(*pair) for pair in zip(pictures, times, strict=True)])
+        codec = write_film(options.film, [Shot(*pair) for pair in zip(pictures, times, strict=True)])
     except (FilmError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(f"{options.film}: {len(pictures)} pictures")
+    print(f"{options.film}: {len(pictures)} pictures, {codec}")
     return 0
 
 

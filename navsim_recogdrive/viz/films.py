@@ -10,7 +10,7 @@ import numpy as np
 from navsim_recogdrive.viz.bird_eye import fitting_window
 from navsim_recogdrive.viz.drawable import DrawableScene, Planner
 from navsim_recogdrive.viz.film import Shot
-from navsim_recogdrive.viz.scene_view import FloatArray, Plan, SampleGroup, SceneView
+from navsim_recogdrive.viz.scene_view import FloatArray, Image, Plan, SampleGroup, SceneView
 from navsim_recogdrive.viz.sheet import DEFAULT_HEIGHT, draw_grid, draw_sheet
 
 _MOVE_S = 0.08
@@ -52,19 +52,22 @@ def denoising_film(
     )
     # Noise reaches farther than any plan: pictures show where the trajectories end.
     window = fitting_window([done])
+
+    def picture(shown: SceneView) -> Image:
+        # Where the legend of the end has more rows, it has their room from the start: the map must not move.
+        return draw_sheet(shown, height, window=window, layout_of=done)
+
     shots = []
     for step in range(steps):
         words = "noise" if step == 0 else f"after {step} of {steps} denoising steps"
-        shots.append(Shot(draw_sheet(view(states[:, step], words), height, window=window), _REST_S))
+        shots.append(Shot(picture(view(states[:, step], words)), _REST_S))
         for share in eased(moves):
             between = (1.0 - share) * states[:, step] + share * states[:, step + 1]
             moving = f"denoising step {step + 1} of {steps}"
-            shots.append(Shot(draw_sheet(view(between, moving), height, window=window), _MOVE_S))
+            shots.append(Shot(picture(view(between, moving)), _MOVE_S))
     shots[0] = replace(shots[0], seconds=_FIRST_S)
-    shots.append(
-        Shot(draw_sheet(view(final, f"after {steps} of {steps} denoising steps"), height, window=window), _REST_S)
-    )
-    shots.append(Shot(draw_sheet(done, height, window=window), _LAST_S))
+    shots.append(Shot(picture(view(final, f"after {steps} of {steps} denoising steps")), _REST_S))
+    shots.append(Shot(picture(done), _LAST_S))
     return shots
 
 

@@ -18,6 +18,7 @@ from navsim_recogdrive.viz.palette import (
     HUMAN_DASHES,
     INK,
     LINE,
+    RIM_ALPHA,
     SAMPLES,
     Colour,
     Dashes,
@@ -32,13 +33,25 @@ _BAR_STEPS = 24
 
 @dataclass(frozen=True)
 class Entry:
-    """One sign and its meaning; ``kind`` is ``line``, ``box`` or ``bar`` (a scale of rewards)."""
+    """One sign and its meaning.
+
+    Attributes:
+        label: the meaning.
+        kind: ``line``, ``box``, ``outline`` (of a box that is seen through), ``moving`` (a box and its velocity) or
+            ``bar`` (a scale of rewards).
+        colour: of the sign; a bar has its own.
+        dashes: of a line.
+        dots: on a line.
+        rim: a dark one round a line.
+        scale: rewards at the ends of a bar.
+    """
 
     label: str
     kind: str
     colour: Colour = INK
     dashes: Dashes | None = None
     dots: bool = False
+    rim: bool = False
     scale: tuple[float, float] = (0.0, 1.0)
 
 
@@ -54,7 +67,7 @@ def trajectory_entries(view: SceneView) -> list[Entry]:
     if view.samples is not None:
         label = f"{len(view.samples.poses)} {view.samples.label}"
         if view.samples.rewards is None:
-            entries.append(Entry(label, "line", SAMPLES))
+            entries.append(Entry(label, "line", SAMPLES, rim=True))
         else:
             entries.append(Entry(f"{label}, reward", "bar", scale=view.samples.scale))
     return entries
@@ -65,12 +78,20 @@ def scene_entries(view: SceneView) -> list[Entry]:
     entries = []
     if view.past_poses is not None and len(view.past_poses) > 1:
         entries.append(Entry("past", "line", HISTORY))
+    simulated = [plan_style(index).colour for index, plan in enumerate(view.plans) if plan.footprint is not None]
+    if simulated:
+        entries.append(Entry("simulated ego", "outline", simulated[-1]))
     kinds = {agent.kind for agent in view.agents}
     entries += [Entry(name, "box", AGENT_FILL[kind]) for kind, name in AGENT_NAMES.items() if kind in kinds]
     if kinds - set(AGENT_NAMES):
         entries.append(Entry("object", "box", AGENT_FILL["generic_object"]))
-    if any(area.kind == "route" for area in view.areas):
-        entries.append(Entry("route", "box", AREA_FILL["route"]))
+    moving = {agent.kind for agent in view.agents if agent.moves}
+    if moving:
+        kind = "vehicle" if "vehicle" in moving else min(moving)
+        entries.append(Entry("velocity, 1 s", "moving", AGENT_FILL[kind]))
+    for area_kind, name in (("route", "route"), ("stop_line", "stop line")):
+        if any(area.kind == area_kind for area in view.areas):
+            entries.append(Entry(name, "box", AREA_FILL[area_kind]))
     if any(line.kind == "red_light" for line in view.lines):
         entries.append(Entry("red light", "line", LINE["red_light"]))
     return entries
@@ -117,7 +138,7 @@ class Legend:
                 self._canvas.text((text_at, middle), self._text(entry), self._size, INK)
 
     def _sign_width(self, entry: Entry) -> float:
-        return self._size * {"line": 2.0, "box": 1.1, "bar": 5.0}[entry.kind]
+        return self._size * {"line": 2.0, "box": 1.1, "outline": 1.5, "moving": 2.0, "bar": 5.0}[entry.kind]
 
     def _text(self, entry: Entry) -> str:
         if entry.kind != "bar":
@@ -130,14 +151,24 @@ class Legend:
         unit = size / 14.0
         if entry.kind == "line":
             dashes = None if entry.dashes is None else (entry.dashes[0] * unit, entry.dashes[1] * unit)
-            canvas.line(np.array([[left, middle], [right, middle]]), entry.colour, 2.6 * unit, dashes=dashes)
+            ends = np.array([[left, middle], [right, middle]])
+            if entry.rim:
+                canvas.line(ends, INK, 4.0 * unit, alpha=RIM_ALPHA)
+            canvas.line(ends, entry.colour, 2.6 * unit, dashes=dashes)
             if entry.dots:
                 canvas.disc(((left + right) / 2, middle), 3.2 * unit, entry.colour, edge=(255, 255, 255), width=unit)
             return
         top, bottom = middle - 0.42 * size, middle + 0.42 * size
-        if entry.kind == "box":
+        if entry.kind == "moving":
+            canvas.line(np.array([[left, middle], [right, middle]]), darker(entry.colour), 1.6 * unit)
+            right = left + 1.1 * size
+        if entry.kind != "bar":
             box = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
-            canvas.polygon([box], entry.colour, edge=darker(entry.colour), width=unit)
+            if entry.kind == "outline":
+                canvas.polygon([box], entry.colour, alpha=0.16)
+                canvas.polygon([box], None, alpha=0.8, edge=entry.colour, width=1.2 * unit)
+            else:
+                canvas.polygon([box], entry.colour, edge=darker(entry.colour), width=unit)
             return
         edges = np.linspace(left, right, _BAR_STEPS + 1)
         for step, (start, stop) in enumerate(pairwise(edges.tolist())):

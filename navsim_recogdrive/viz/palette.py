@@ -26,13 +26,18 @@ GREEN: Colour = (0, 158, 115)
 ORANGE: Colour = (230, 159, 0)
 SKY: Colour = (86, 180, 233)
 PURPLE: Colour = (204, 121, 167)
+YELLOW: Colour = (240, 228, 66)
 BLACK: Colour = (0, 0, 0)
 
 HUMAN = GREEN
 HUMAN_DASHES: Dashes = (9.0, 5.0)
 HISTORY: Colour = (120, 126, 134)
 EGO: Colour = (44, 54, 66)
-SAMPLES: Colour = (86, 150, 200)
+SAMPLES = YELLOW
+"""Of samples without a reward."""
+
+RIM_ALPHA = 0.4
+"""Of the dark rim of samples: light grounds swallow yellow, and the lightest rewards."""
 
 _PLANS = (BLUE, VERMILLION, SKY, BLACK)
 _PLAN_DASHES: tuple[Dashes | None, ...] = (None, (14.0, 4.0), (3.0, 4.0))

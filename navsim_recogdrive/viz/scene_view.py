@@ -26,6 +26,9 @@ AGENT_KINDS = ("vehicle", "pedestrian", "bicycle", "traffic_cone", "barrier", "c
 """NAVSIM's annotation classes."""
 
 
+_MOVES_MPS = 0.5
+
+
 class InvalidView(ValueError):
     """Something that cannot be drawn: a wrong shape, a value that is not finite, an unknown kind."""
 
@@ -90,6 +93,11 @@ class AgentBox:
         _check_kind("an agent", self.kind, AGENT_KINDS)
         object.__setattr__(self, "pose", finite_array("pose of an agent", self.pose, (3,)))
         object.__setattr__(self, "velocity", finite_array("velocity of an agent", self.velocity, (2,)))
+
+    @property
+    def moves(self) -> bool:
+        """Whether it is faster than 0.5 m/s: annotations of what stands are not quite still."""
+        return float(np.hypot(*self.velocity)) > _MOVES_MPS
 
 
 @dataclass(frozen=True, eq=False)

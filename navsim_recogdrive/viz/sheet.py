@@ -20,18 +20,25 @@ _GAP = 8
 _WIDEST = 16 / 9
 
 
-def draw_sheet(view: SceneView, height: int = DEFAULT_HEIGHT, *, window: Window | None = None) -> Image:
+def draw_sheet(
+    view: SceneView,
+    height: int = DEFAULT_HEIGHT,
+    *,
+    window: Window | None = None,
+    layout_of: SceneView | None = None,
+) -> Image:
     """The front camera and, right of it, the bird's-eye view with title and legend.
 
     Args:
         view: the scene; without a camera the bird's-eye view stands alone.
         height: of the picture, pixels.
         window: what the bird's-eye view shows at least.
+        layout_of: a view whose legend must fit too: pictures of one film share it.
 
     Returns:
         ``[height, W, 3]`` uint8 RGB.
     """
-    above = draw_bird_eye(view, (height, height), window=window)
+    above = draw_bird_eye(view, (height, height), window=window, layout_of=layout_of)
     if view.camera is None:
         return above
     front = draw_camera(view, legend=False)

@@ -36,7 +36,8 @@ class VectorCanvas:
             from matplotlib.figure import Figure
         except ImportError as error:
             raise MatplotlibMissing(
-                "PDF and SVG files are drawn by matplotlib: pip install 'navsim-recogdrive[pictures]', or ask for PNG"
+                "PDF and SVG files are drawn by matplotlib: pip install -e '.[pictures]' in the checkout of "
+                "navsim-recogdrive, or ask for PNG"
             ) from error
         self.size = size
         # Text stays text, and journals take the fonts.

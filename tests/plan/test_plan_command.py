@@ -113,6 +113,16 @@ def test_history_from_a_file(
     assert capsys.readouterr().out == from_file
 
 
+def test_numbers_as_numpy_prints_them(image: Path, models: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """argparse takes -1e-3 and -9. for options unless it is told what a number is."""
+    odd = ["-9.", "-1e-3", "-1E-04", "-6.", "-.001", "0.", "-3.", "-1.5e-3", "0", "0", "0", "-0."]
+    plain = ["-9", "-0.001", "-0.0001", "-6", "-0.001", "0", "-3", "-0.0015", "0", "0", "0", "0"]
+    assert main(["--image", str(image), "--history", *odd, "--status", "6", "-1e-3", "-.25", "-1.", *models]) == 0
+    printed = capsys.readouterr().out
+    assert main(["--image", str(image), "--history", *plain, "--status", "6", "-0.001", "-0.25", "-1", *models]) == 0
+    assert capsys.readouterr().out == printed
+
+
 def test_odd_units_are_warned_of_in_one_line(
     image: Path, models: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -161,6 +171,7 @@ def test_the_vlm_alone(image: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--image", "a.png", "--token", "abc"], "say what to plan for"),
         (["--image", "a.png", "--frame", "4"], "--frame needs --token or --log"),
         (["--token", "abc", "--speed", "4", "--history", "a"], "--history, --speed cannot be given with a scene"),
+        (["--token", "abc", "--speed", "0"], "--speed cannot be given with a scene"),
         (["--token", "abc", "--frame", "4"], "--frame goes with --log"),
         (["--token", "abc"], "Set OPENSCENE_DATA_ROOT"),
         (["--image", "a.png", "--status", "1"], "--status takes VX VY"),
@@ -168,6 +179,7 @@ def test_the_vlm_alone(image: Path, tmp_path: Path, capsys: pytest.CaptureFixtur
         (["--image", "a.png"], "which VLM?"),
         (["--image", "a.png", "--vlm", "v"], "which planner?"),
         (["--image", "a.png", "--vlm", "v", "--text", "--samples", "4"], "--samples cannot act with --text"),
+        (["--image", "a.png", "--vlm", "v", "--text", "--seed", "0"], "--seed cannot act with --text"),
         (["--image", "a.png", "--vlm", "v", "--checkpoint", "c", "--output", "plan.pdf"], "must end in .json"),
         (["--image", "a.png", "--samples", "0"], "whole number from 1 on"),
         (["--image", "a.png", "--command", "back"], "invalid choice"),

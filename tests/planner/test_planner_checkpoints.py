@@ -224,6 +224,28 @@ def test_a_truncated_file_is_refused(config, trained, tmp_path):
         infer_planner_config(path)
 
 
+@pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"junk",
+        b"hello world",
+        b"<html>404</html>",
+        b"version https://git-lfs.github.com/spec/v1\n",
+        b"U\xdcb",
+        b"PK\3\4",
+    ],
+)
+def test_a_file_that_is_no_checkpoint_is_refused_in_one_line(config, tmp_path, content, suffix):
+    path = tmp_path / f"other{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(PlannerCheckpointError, match="cannot be read as a checkpoint.*Git LFS pointer") as refused:
+        infer_planner_config(path)
+    assert "\n" not in str(refused.value)
+    assert "weights_only=False" not in str(refused.value)
+
+
 def test_a_truncated_safetensors_file_is_refused(trained, tmp_path):
     path = tmp_path / "cut.safetensors"
     save_file(trained.state_dict(), path)

@@ -172,7 +172,7 @@ def test_vector_files_without_matplotlib(tmp_path: Path, monkeypatch: pytest.Mon
         return imported(name, *arguments)
 
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(MatplotlibMissing, match=r"pip install 'navsim-recogdrive\[pictures\]'"):
+    with pytest.raises(MatplotlibMissing, match=r"pip install -e '\.\[pictures\]'"):
         save_bird_eye(everything(), tmp_path / "scene.pdf")
     draw(everything())
 

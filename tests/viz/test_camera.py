@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from drawn_scenes import LEFT, STRAIGHT, everything
 
+from navsim_recogdrive.viz import palette
 from navsim_recogdrive.viz.camera import draw_camera, nuplan_front_camera
 from navsim_recogdrive.viz.scene_view import AgentBox, CameraImage, InvalidView, Plan, SampleGroup, SceneView
 
@@ -87,6 +88,20 @@ def test_noise_can_be_drawn() -> None:
     noise = np.random.default_rng(0).normal(size=(16, 8, 3)) * 30.0
     drawn = draw_camera(view(samples=SampleGroup(noise), plans=(Plan("ours", noise[0]),)))
     assert changed(drawn).any()
+
+
+@pytest.mark.parametrize("reward", [None, 0.0, 0.5, 1.0])
+def test_a_sample_has_its_own_colour_on_the_ribbon_too(reward: float | None) -> None:
+    """The ribbon is translucent: over a sample it would tint what the sample's colour says."""
+    beside = STRAIGHT + np.array([0.0, 0.65, 0.0])  # between the ribbon's middle line and its left edge
+    samples = SampleGroup(beside[None], None if reward is None else np.array([reward]))
+    plain = draw_camera(view(samples=samples), legend=False)
+    ribbon = draw_camera(view(samples=samples, plans=(Plan("ours", STRAIGHT),)), legend=False)
+    depth = 9.0 - AHEAD
+    at = round(ROW + FOCAL * EYE / depth), round(COLUMN - FOCAL * 0.65 / depth)
+    wanted = palette.SAMPLES if reward is None else palette.reward_colour(reward, (0.0, 1.0))
+    assert np.abs(plain[at].astype(int) - wanted).max() < 45, "at this place there is the sample"
+    assert np.abs(ribbon[at].astype(int) - plain[at]).max() < 12
 
 
 def test_the_image_that_was_given_is_left_alone() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from shutil import which
 
 import cv2
 import numpy as np
@@ -13,7 +15,7 @@ from PIL import Image
 from random_observation import random_observation
 
 from navsim_recogdrive.observation import Observation, PlannedTrajectory
-from navsim_recogdrive.viz import film, films
+from navsim_recogdrive.viz import film, films, palette
 from navsim_recogdrive.viz.drawable import DrawableScene, Judgement, planned_view
 from navsim_recogdrive.viz.film import FRAMES_PER_S, FilmError, Shot, write_film
 from navsim_recogdrive.viz.palette import signal_colours
@@ -70,15 +72,81 @@ def test_gif_keeps_the_colours_that_mean_something(tmp_path: Path) -> None:
 
 def test_mp4_shows_each_picture_as_long(tmp_path: Path) -> None:
     path = tmp_path / "film.mp4"
-    write_film(path, [*shots(20, size=(65, 49)), *shots(200, seconds=0.4, size=(65, 49))])
+    write_film(path, [*shots(20, size=(65, 49)), *shots(200, seconds=0.8, size=(65, 49))])
     video = cv2.VideoCapture(str(path))
     assert video.get(cv2.CAP_PROP_FPS) == FRAMES_PER_S
     levels = []
     while (read := video.read())[0]:
         assert read[1].shape == (48, 64, 3)
         levels.append(read[1].mean())
-    assert len(levels) == 5 + 10
-    np.testing.assert_allclose(levels, [20.0] * 5 + [200.0] * 10, atol=6.0)
+    assert len(levels) == 2 + 10
+    np.testing.assert_allclose(levels, [20.0] * 2 + [200.0] * 10, atol=6.0)
+
+
+def written_as(path: Path) -> str:
+    """OpenCV's code of the codec that a film is in."""
+    return int(cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FOURCC)).to_bytes(4, "little").decode().lower()
+
+
+@pytest.mark.parametrize(
+    ("lacking", "name", "codes"),
+    [
+        ((), None, {"avc1", "h264", "vp90", "vp09", "mp4v", "fmp4"}),
+        (("avc1",), "VP9", {"vp90", "vp09"}),
+        (("avc1", "vp09"), "MPEG-4 part 2", {"mp4v", "fmp4"}),
+    ],
+)
+def test_mp4_has_the_best_codec_that_opencv_writes(
+    lacking: tuple[str, ...],
+    name: str | None,
+    codes: set[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    encode = film._encode
+    monkeypatch.setattr(film, "_encode", lambda path, of, code: code not in lacking and encode(path, of, code))
+    codec = write_film(tmp_path / "film.mp4", shots(20, 200))
+    assert written_as(tmp_path / "film.mp4") in codes
+    assert name in (None, codec.name)
+    assert (codec.plays == "") == (codec.name == "H.264"), "what does not play everywhere says so"
+    assert capfd.readouterr().err == "", "OpenCV's words on encoders that it lacks"
+
+
+def test_without_any_encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(film, "_encode", lambda *_: False)
+    with pytest.raises(FilmError, match=r"cannot write .*: ask for a \.gif"):
+        write_film(tmp_path / "film.mp4", shots(20))
+    assert not list(tmp_path.iterdir())
+
+
+VIDEO_PAGE = """
+<video src="film.mp4" muted preload="auto"></video><pre id="seen">nothing</pre>
+<script>
+  const video = document.querySelector("video"), seen = document.getElementById("seen");
+  video.onerror = () => { seen.textContent = "error " + video.error.code; };
+  video.onloadeddata = () => { seen.textContent = [video.videoWidth, video.videoHeight, video.duration].join(" "); };
+</script>
+"""
+
+
+def test_a_browser_plays_mp4(tmp_path: Path) -> None:
+    browser = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := which(name))), None)
+    if browser is None:
+        pytest.skip("no browser is installed")
+    codec = write_film(tmp_path / "film.mp4", shots(20, 120, 200, seconds=0.4))
+    if codec.name == "MPEG-4 part 2":
+        pytest.skip("this OpenCV writes nothing that browsers play")
+    (tmp_path / "page.html").write_text(VIDEO_PAGE)
+    command = [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--timeout=5000", "--dump-dom"]
+    try:
+        done = subprocess.run([*command, (tmp_path / "page.html").as_uri()], capture_output=True, text=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        pytest.skip(f"{browser} gave nothing in 60 s on this machine")
+    if "<video" not in done.stdout:
+        pytest.skip(f"{browser} cannot run here: {done.stderr.strip()[-300:]}")
+    assert '<pre id="seen">64 48 1.2</pre>' in done.stdout
 
 
 def test_films_that_cannot_be(tmp_path: Path) -> None:
@@ -96,9 +164,9 @@ def test_a_denoising_film_goes_from_noise_to_the_plan(monkeypatch: pytest.Monkey
     drawn: list[SceneView] = []
     windows = set()
 
-    def draw(view: SceneView, height: int, *, window: object) -> np.ndarray:
+    def draw(view: SceneView, height: int, *, window: object, layout_of: SceneView) -> np.ndarray:
         drawn.append(view)
-        windows.add(window)
+        windows.add((window, layout_of))
         return np.zeros((height, height, 3), dtype=np.uint8)
 
     monkeypatch.setattr(films, "draw_sheet", draw)
@@ -114,6 +182,20 @@ def test_a_denoising_film_goes_from_noise_to_the_plan(monkeypatch: pytest.Monkey
     assert drawn[0].subtitle == "noise"
     assert drawn[-1].subtitle == "after 2 of 2 denoising steps"
     assert len(windows) == 1, "the camera does not move"
+
+
+def test_the_map_of_a_denoising_film_stands_still() -> None:
+    """The last picture's legend has the plan and the human too: a row more, at this size."""
+    judge = lambda poses: Judgement(np.linspace(0, 1, len(poses)), np.repeat(poses, 5, axis=1))  # noqa: E731
+    made = films.denoising_film(scene(judge), FakePlanner(STRAIGHT), 3, height=420, moves=0)
+    places, legends = [], []
+    for shot in (made[0], made[-1]):
+        above = shot.picture[:, -420:]
+        rows, columns = np.nonzero((above == palette.AREA_FILL["walkway"]).all(-1))
+        places.append((rows.min(), rows.max(), columns.min(), columns.max()))
+        legends.append(int((above != 255).any((1, 2))[::-1].argmax()))
+    assert places[0] == places[1]
+    assert legends[0] > legends[1] + 10, "the first legend has room for a row that it does not need"
 
 
 def test_a_training_film_shows_every_checkpoint() -> None:
@@ -156,7 +238,7 @@ def test_the_command_joins_pictures(tmp_path: Path, capsys: pytest.CaptureFixtur
         Image.fromarray(shots(level)[0].picture).save(names[-1])
     target = tmp_path / "joined.gif"
     assert film.main([str(target), *names, "--seconds", "0.1", "--last", "1"]) == 0
-    assert capsys.readouterr().out == f"{target}: 2 pictures\n"
+    assert capsys.readouterr().out == f"{target}: 2 pictures, GIF\n"
     with Image.open(target) as read:
         assert read.n_frames == 2
     assert film.main([str(target), str(tmp_path / "none.png")]) == 2

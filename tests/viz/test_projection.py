@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
+from random_observation import random_observation
 
 from navsim_recogdrive.pretraining.projection import project_points
 from navsim_recogdrive.pretraining.records import CameraView
 from navsim_recogdrive.viz.camera import nuplan_front_camera
+from navsim_recogdrive.viz.log_frames import log_view
 from navsim_recogdrive.viz.projection import NEAREST_M, clip_polygon, project, project_polygons
 from navsim_recogdrive.viz.scene_view import CameraImage, InvalidView
 from navsim_recogdrive.world.camera import Camera
@@ -68,6 +72,48 @@ def test_marks_on_the_road_are_where_the_renderer_draws_them(name: str, distance
     found = np.array([(light * columns).sum(), (light * rows).sum()]) / light.sum()
     pixels = project(np.array([[*middle_of_element(mark), 0.0]]), seen(camera, image))[0]
     assert np.abs(pixels - found).max() < 0.5
+
+
+def log_camera(image: np.ndarray, intrinsics: np.ndarray) -> CameraImage:
+    """The camera of a view of a log's frame that is calibrated so."""
+    camera = Camera("CAM_F0")
+    calibration = {
+        "cam_intrinsic": intrinsics,
+        "sensor2lidar_rotation": camera.rotation,
+        "sensor2lidar_translation": camera.translation,
+        "distortion": np.zeros(5),
+    }
+    boxes = {"gt_boxes": np.zeros((0, 7)), "gt_names": [], "gt_velocity_3d": np.zeros((0, 3))}
+    frame = {"token": "a", "log_name": "b", "anns": boxes, "cams": {"CAM_F0": calibration}}
+    view = log_view(frame, replace(random_observation(0), front_image=image), None)
+    assert view.camera is not None
+    return view.camera
+
+
+@pytest.mark.parametrize("size", [(1920, 1080), (960, 540), (854, 480), (3840, 2160)])
+@pytest.mark.parametrize("calibrated", ["full size", "own size"])
+def test_a_smaller_image_needs_a_smaller_calibration(size: tuple[int, int], calibrated: str) -> None:
+    """A log calibrates 1920x1080, and says nothing of copies that are smaller; the world's logs do."""
+    camera = Camera("CAM_F0", size)
+    given = Camera("CAM_F0") if calibrated == "full size" else camera
+    mark = (12.0, -2.0)
+    image = render(Scenery(ground([mark]), [], [], []), frame(), camera)
+    seen_by_log = log_camera(image, given.intrinsics)
+    light = np.maximum(image.sum(-1) - 3.0 * (GREY + 20), 0.0)
+    light[: int(camera.intrinsics[1, 2]) + 60 * size[0] // 1920] = 0.0
+    rows, columns = np.mgrid[: light.shape[0], : light.shape[1]]
+    found = np.array([(light * columns).sum(), (light * rows).sum()]) / light.sum()
+    pixels = project(np.array([[*middle_of_element(mark), 0.0]]), seen_by_log)[0]
+    assert np.abs(pixels - found).max() < 0.5 * max(size[0] / 1920, 1.0)
+
+
+@pytest.mark.parametrize("size", [(1440, 1080), (1920, 1000), (448, 448)])
+def test_a_cut_image_is_refused(size: tuple[int, int]) -> None:
+    width, height = size
+    with pytest.raises(InvalidView, match=rf"image is {width}x{height}.*expected that, or whole images made smaller"):
+        log_camera(np.zeros((height, width, 3), dtype=np.uint8), Camera("CAM_F0").intrinsics)
+    with pytest.raises(InvalidView, match=r"principal point of its calibration \(700, 400\)"):
+        log_camera(np.zeros((540, 960, 3), dtype=np.uint8), np.array([[900.0, 0, 700], [0, 900, 400], [0, 0, 1]]))
 
 
 @pytest.mark.parametrize("height", [3.0, 7.5])

@@ -188,7 +188,7 @@ def test_weights_and_biases(tmp_path: Path, drawn: list[list[SceneView]], monkey
 
 def test_weights_and_biases_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "find_spec", lambda name: None)
-    with pytest.raises(WandbMissing, match=r"agent.wandb.project=x needs .* pip install 'navsim-recogdrive\[wandb\]'"):
+    with pytest.raises(WandbMissing, match=r"agent.wandb.project=x needs .* pip install -e '\.\[wandb\]'"):
         WandbTracking(WandbConfig(project="x"))
 
 
