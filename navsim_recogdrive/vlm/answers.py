@@ -221,7 +221,9 @@ def _poses(passage: _Passage) -> _Candidate:
     if any(run.history for run in runs):
         found.repairs.append("history left out")
         runs = [run for run in runs if not run.history]
-    if len(runs) >= LEAST_POSES and (fewest := min(len(run.numbers) for run in runs)) > 3:
+    lengths = [len(run.numbers) for run in runs]
+    eight_poses = sum(lengths) == 3 * HORIZON_POSES and all(length % 3 == 0 for length in lengths)
+    if len(runs) >= LEAST_POSES and (fewest := min(lengths)) > 3 and not eight_poses:  # brackets may have been dropped
         found.repairs.append(f"{fewest} numbers together where a pose has 3")  # poses with times or speeds, say
         return found
     with_headings = any(len(run.numbers) % 3 == 0 for run in runs)
