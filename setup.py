@@ -15,7 +15,7 @@ HERE = Path(__file__).parent
 # devkits come from requirements/devkits.txt (git tags) or from the user's own checkout.
 INSTALL_REQUIRES = [
     "numpy>=1.26.4,<3",
-    "torch>=2.4",
+    "torch>=2.6",
     "transformers>=5.0,<6",
     "tokenizers>=0.21",
     "huggingface-hub>=1.0",

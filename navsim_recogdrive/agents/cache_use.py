@@ -50,7 +50,7 @@ class ReadOnlyCache(PermissionError):
 
 
 class EvaluationStopped(BaseException):
-    """A scene's hidden state must come from a cache and cannot.
+    """No scene can be planned: its hidden state must come from a cache and cannot, or a GPU's memory is too small.
 
     Not an ``Exception``: the runners catch those scene by scene and go on, and v1.1 would leave the scene out of the
     mean. Not a ``SystemExit``: a Ray worker dies of it without its message.

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor
 
@@ -58,6 +59,7 @@ from navsim_recogdrive.policy.run_settings import run_settings
 from navsim_recogdrive.policy.settings import InvalidSetting, build_settings
 from navsim_recogdrive.policy.tracking import WandbTracking
 from navsim_recogdrive.viz.training_pictures import training_pictures
+from navsim_recogdrive.vlm.backbone import VLMOutOfMemory
 
 _log = logging.getLogger(__name__)
 
@@ -216,13 +218,14 @@ class ReCogDriveAgent(AbstractAgent):
         """Plan for one scene; the same scene, checkpoint and seed give the same trajectory in every process.
 
         Raises:
-            EvaluationStopped: if the cache to plan from does not hold the scene or is damaged.
+            EvaluationStopped: if the cache to plan from does not hold the scene or is damaged, or the GPU's memory is
+                too small.
         """
         self.eval()
         observation = observation_from_agent_input(agent_input, self.config.vlm.cameras)
         try:
             plan = self._policy.plan(observation)
-        except (SceneNotCached, DamagedFeature) as error:
+        except (SceneNotCached, DamagedFeature, VLMOutOfMemory, torch.cuda.OutOfMemoryError) as error:
             raise EvaluationStopped(str(error)) from error
         return make_trajectory(plan.poses, self._trajectory_sampling)
 

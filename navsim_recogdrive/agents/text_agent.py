@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from hydra.core.hydra_config import HydraConfig
 
+from navsim_recogdrive.agents.cache_use import EvaluationStopped
 from navsim_recogdrive.agents.compat import (
     AbstractAgent,
     AgentInput,
@@ -20,6 +21,7 @@ from navsim_recogdrive.observation import HORIZON_POSES, POSE_INTERVAL_S
 from navsim_recogdrive.policy.backbones import SharedBackbone
 from navsim_recogdrive.policy.settings import InvalidSetting
 from navsim_recogdrive.policy.text_policy import TextPolicy, TextPolicyConfig
+from navsim_recogdrive.vlm.backbone import VLMOutOfMemory
 
 _NOT_FOR = ("run_training", "run_dataset_caching")
 
@@ -95,6 +97,11 @@ class ReCogDriveTextAgent(AbstractAgent):
 
         Raises:
             InvalidObservation: if the scene lacks what the policy needs.
+            EvaluationStopped: if the GPU's memory is too small.
         """
-        plan = self._policy.plan(observation_from_agent_input(agent_input, self.config.vlm.cameras))
+        observation = observation_from_agent_input(agent_input, self.config.vlm.cameras)
+        try:
+            plan = self._policy.plan(observation)
+        except VLMOutOfMemory as error:
+            raise EvaluationStopped(str(error)) from error
         return make_trajectory(plan.poses, self._trajectory_sampling)

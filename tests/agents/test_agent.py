@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from navsim_recogdrive.vlm import VLMOutOfMemory
+
 pytestmark = pytest.mark.navsim
 
 
@@ -38,6 +40,29 @@ def test_checkpoint_holds_the_planner_alone(make_agent: Callable[..., Any], scen
         loader.get_agent_input_from_token(loader.tokens[0])
     )  # loads the VLM
     assert all(key.startswith("action_head.") for key in agent.state_dict())
+
+
+@pytest.mark.parametrize("error", [VLMOutOfMemory("let fewer workers"), torch.cuda.OutOfMemoryError("tried 2 GiB")])
+def test_a_gpu_without_memory_stops_scoring(
+    make_agent: Callable[..., Any],
+    scene_loader: Callable[..., Any],
+    checkpoint: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    """A runner catches each ``Exception`` of a scene, and v1.1 would leave the scene out of the mean."""
+    from navsim_recogdrive.agents.cache_use import EvaluationStopped
+
+    def exhausted(*_: Any) -> Any:
+        raise error
+
+    agent = make_agent(checkpoint_path=str(checkpoint))
+    agent.initialize()
+    monkeypatch.setattr(agent._policy, "plan", exhausted)
+    loader = scene_loader("test", agent.get_sensor_config())
+    with pytest.raises(EvaluationStopped, match=str(error)):
+        agent.compute_trajectory(loader.get_agent_input_from_token(loader.tokens[0]))
+    assert not issubclass(EvaluationStopped, Exception)
 
 
 def test_same_scene_same_trajectory_in_any_order(

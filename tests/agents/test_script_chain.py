@@ -60,9 +60,9 @@ class Scripts:
 
 
 @pytest.fixture(scope="module")
-def scripts(tiny_world: Path, tiny_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Scripts:
+def scripts(tiny_world: Path, tiny_vlm: Path, metric_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Scripts:
     scripts = Scripts(tiny_world, tiny_vlm, tmp_path_factory.mktemp("scripts"))
-    scripts.run("cache_dataset/run_metric_caching.sh", EVERY_FRAME, WORKER="sequential")
+    scripts.environment["METRIC_CACHE_PATH"] = str(metric_cache)
     return scripts
 
 
