@@ -30,6 +30,9 @@ LARGEST_STEP_M = 50.0
 LARGEST_REVERSE_STEP_M = 5.0
 """Farthest backwards, along a pose's own heading, from the pose before it: 0.5 s at 36 km/h in reverse."""
 
+LARGEST_SIDEWAYS_STEP_M = 8.0
+"""Farthest across a pose's own heading from the pose before it: what a lost decimal point makes, not a car."""
+
 _STANDING_M = 0.1
 
 Outcome = Literal["exact", "repaired", "unparsed"]
@@ -142,10 +145,10 @@ def parse_trajectory(text: str) -> ParsedAnswer:
     with eight poses, then the longest. Poses labelled ``t-k`` and a repeated history (four poses that come from behind
     and end at the origin) are left out; of more than eight poses the first eight count; fewer, but at least four, are
     continued by the last step at the last heading; missing headings follow the motion. A plan with a number that is
-    not finite, a coordinate beyond 250 m, a heading beyond 2 pi, a step beyond 50 m or one of more than 5 m backwards
-    is no plan. Not read are numbers with decimal commas (``1,20; 0,05``), which cannot be told from pairs for certain,
-    headings in degrees, and numbers behind a dash that may be a sign or not (``2.5 - 0.1``); after a bracket or a comma
-    typographers' dashes and signs with a blank behind them are signs.
+    not finite, a coordinate beyond 250 m, a heading beyond 2 pi, a step beyond 50 m, or one of more than 5 m backwards
+    or 8 m sideways is no plan. Not read are numbers with decimal commas (``1,20; 0,05``), which cannot be told from
+    pairs for certain, headings in degrees, and numbers behind a dash that may be a sign or not (``2.5 - 0.1``); after a
+    bracket or a comma typographers' dashes and signs with a blank behind them are signs.
 
     Args:
         text: the whole answer.
@@ -157,7 +160,7 @@ def parse_trajectory(text: str) -> ParsedAnswer:
         poses = np.array(numbers).reshape(HORIZON_POSES, 3)
         if _begins_with_history([(x, y, heading) for x, y, heading in poses.tolist()]):
             continue
-        if problem := _implausible(poses) or _reversing(poses):
+        if problem := _implausible(poses) or _undrivable(poses):
             return ParsedAnswer(None, "unparsed", problem)
         return ParsedAnswer(poses.astype(np.float32), "exact")
     try:
@@ -297,7 +300,7 @@ def _read(candidate: _Candidate) -> tuple[NDArray[np.float64], list[str]]:
         repairs.append(f"{count} poses, continued at the last speed and heading")
         step = np.append(poses[-1, :2] - poses[-2, :2], 0.0)
         poses = np.concatenate([poses, poses[-1] + step * np.arange(1, HORIZON_POSES - count + 1)[:, None]])
-    if problem := _implausible(poses) or _reversing(poses):
+    if problem := _implausible(poses) or _undrivable(poses):
         raise _NoPlan(problem)
     return poses, repairs
 
@@ -328,10 +331,13 @@ def _implausible(poses: NDArray[np.float64]) -> str | None:
     return None
 
 
-def _reversing(poses: NDArray[np.float64]) -> str | None:
+def _undrivable(poses: NDArray[np.float64]) -> str | None:
     """What speaks against poses ``[N, 3]`` whose values are plausible as the way of a car."""
-    steps = np.diff(poses[:, :2], axis=0, prepend=0.0)
-    backwards = -(steps[:, 0] * np.cos(poses[:, 2]) + steps[:, 1] * np.sin(poses[:, 2])).min()
+    steps, headings = np.diff(poses[:, :2], axis=0, prepend=0.0), poses[:, 2]
+    backwards = -(steps[:, 0] * np.cos(headings) + steps[:, 1] * np.sin(headings)).min()
     if backwards > LARGEST_REVERSE_STEP_M:
         return f"a step of {backwards:.4g} m backwards in half a second is implausible"
+    sideways = np.abs(steps[:, 1] * np.cos(headings) - steps[:, 0] * np.sin(headings)).max()
+    if sideways > LARGEST_SIDEWAYS_STEP_M:
+        return f"a step of {sideways:.4g} m sideways in half a second is implausible"
     return None

@@ -211,9 +211,11 @@ class Backbone:
             with precision, torch.set_grad_enabled(self.trainable and torch.is_grad_enabled()):
                 yield
         except torch.cuda.OutOfMemoryError as error:
-            if lower is None:
-                lower = "dataloader.params.batch_size" if scenes > 1 else "agent.vlm.max_tiles"
-            fixes = [f"lower {lower}"]
+            fixes = [f"lower {lower}"] if lower is not None else []
+            if lower is None and scenes > 1:
+                fixes.append("lower dataloader.params.batch_size")
+            elif lower is None:  # it is not the scene that is too large
+                fixes.append("let fewer workers share the GPU (worker.workers_per_gpu, worker.threads_per_node)")
             if self.trainable and not self.model.language_model.is_gradient_checkpointing:
                 fixes.append("set agent.vlm.gradient_checkpointing=true")
             fixes += ["use the 2B model", "free the GPU of other processes"]

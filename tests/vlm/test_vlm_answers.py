@@ -242,6 +242,7 @@ def test_whole_numbers_are_no_decimal_commas(separator):
         (f"[PT, {POSES}]".replace("+2.76", "1e999"), "not finite"),
         (f"[PT, {POSES}]".replace("+23.34", "+250.01"), "a coordinate of 250 m is implausible"),
         (f"[PT, {POSES}]".replace("+0.42", "+6.29"), "a heading of 6.29 rad is implausible"),
+        (f"[PT, {POSES}]".replace("+0.31", "+31"), "a step of 30.42 m sideways in half a second is implausible"),
         (f"[PT, {POSES}]".replace("+23.34", "+83.34"), "a step of 63 m in half a second is implausible"),
         ("[PT, (0, 0, 1e999), " + "(1, 0), " * 7, "not finite"),
         ("[PT, (1e308, 0), (-1e308, 0), (1e308, 0), (-1e308, 0)", "a coordinate of 1e+308 m is implausible"),
@@ -275,7 +276,7 @@ def is_plan(poses: np.ndarray) -> bool:
 
 
 trajectories = (
-    st.lists(st.tuples(st.floats(-4.9, 20), st.floats(-20, 20), st.floats(-3, 3)), min_size=8, max_size=8)
+    st.lists(st.tuples(st.floats(-4.9, 20), st.floats(-7.9, 7.9), st.floats(-3, 3)), min_size=8, max_size=8)
     .map(driven)
     .filter(is_plan)
 )
