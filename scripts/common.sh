@@ -134,7 +134,7 @@ visible_gpus() {
     local listed
     if [[ -n ${CUDA_VISIBLE_DEVICES+set} ]]; then
         # CUDA itself ignores what follows the first number that is not one of a GPU; UUIDs hold hyphens too.
-        tr , '\n' <<<"$CUDA_VISIBLE_DEVICES" | sed '/^[^0-9GM]/,$d;/^$/d'
+        tr -d ' \t' <<<"$CUDA_VISIBLE_DEVICES" | tr , '\n' | sed '/^[^0-9GM]/,$d;/^$/d'
     elif command -v nvidia-smi >/dev/null && listed="$(nvidia-smi --query-gpu=index --format=csv,noheader 2>/dev/null)"; then
         [[ -z $listed ]] || echo "$listed"
     fi
@@ -184,14 +184,22 @@ run_or_print() {
     fi
 }
 
-# A terminal's signals reach a command anyway. Without one, what ends this script would leave the command behind.
+# In a terminal its signals reach the command by themselves. Elsewhere what ends this script would leave it behind.
 run_command() {
     if [[ -t 0 ]]; then
         "$@"
-    else
-        run_passing_signals echo "$@"
+        return
     fi
+    local status=0
+    run_passing_signals _group "$@" || status=$?
+    # One that was asked to end, and ended well, is not to be followed by the next.
+    if $STOPPING && ((status == 0)); then
+        status=143
+    fi
+    return "$status"
 }
+
+_group() { echo "-$1"; }
 
 # run_passing_signals WHOM COMMAND...: runs the command and gives its status. What would end this script goes, once and as
 # SIGTERM, to the processes that WHOM prints, given the command's.
@@ -210,7 +218,7 @@ run_passing_signals() {
     ) </dev/null &
     COMMAND=$!
     set +m
-    ! $STOPPING || kill -TERM "$COMMAND" # asked before there was a command to tell
+    ! $STOPPING || kill -TERM -- "-$COMMAND" # asked before there was a command to tell
     until # a signal ends only the waiting
         INTERRUPTED=false before=$status status=0
         wait "$COMMAND" 2>/dev/null || status=$?
@@ -226,5 +234,5 @@ _pass_signal() {
     ! $STOPPING || return 0
     STOPPING=true
     # shellcheck disable=SC2046
-    [[ -z $COMMAND ]] || kill -TERM $("$WHOM" "$COMMAND") 2>/dev/null || true
+    [[ -z $COMMAND ]] || kill -TERM -- $("$WHOM" "$COMMAND") 2>/dev/null || true
 }

@@ -73,7 +73,7 @@ TRAINER=(trainer.params.accelerator=cpu trainer.params.precision=32 trainer.para
 LOGS=("train_logs=[$(logs train)]" "val_logs=[$(logs val)]")
 
 if [[ $MODE == offline ]]; then
-    offline() { python -m navsim_recogdrive.offline "output_dir='$OUT/offline'" "${AGENT[@]}" "$@"; }
+    offline() { run_command python -m navsim_recogdrive.offline "output_dir='$OUT/offline'" "${AGENT[@]}" "$@"; }
     stage "Caching hidden states"
     offline stage=cache "${LOGS[@]}"
     stage "Training the planner by imitation"
@@ -96,7 +96,7 @@ if [[ $NAVSIM_MAJOR -ge 2 ]]; then
 else
     SCORE=run_pdm_score.py METRIC_CACHE_PATH=cache.cache_path REMAKE=cache.force_feature_computation SUBMISSION_EXTRA=()
 fi
-navsim() { local script="$1"; shift; python "$NAVSIM_SCRIPT_ROOT/$script" "$@"; }
+navsim() { local script="$1"; shift; run_command python "$NAVSIM_SCRIPT_ROOT/$script" "$@"; }
 
 stage "NAVSIM v$NAVSIM_MAJOR: run_dataset_caching.py agent=recogdrive_tiny"
 navsim run_dataset_caching.py "${AGENT[@]}" train_test_split=trainval "$EVERY_FRAME" worker=sequential \

@@ -7,15 +7,23 @@
 #   run_ranks COMMAND...   runs or prints a command that starts this node's processes. What would end the script ends them
 #                          after their checkpoint, and the script with status 75: the same command, resumed, goes on
 
-# Nothing where there are several nodes and no way to know. A job step may have only some of the job's nodes.
+# Nothing where there are several nodes and no way to know. The nodes may be those of a job step, or, where each node has
+# a step of its own, those of the job.
 _master_address() {
-    local names=()
+    local list names
     if ((NNODES == 1)); then
         echo 127.0.0.1
-    elif [[ -n ${SLURM_STEP_NODELIST:-${SLURM_JOB_NODELIST:-}} ]] && command -v scontrol >/dev/null; then
-        mapfile -t names < <(scontrol show hostnames "${SLURM_STEP_NODELIST:-$SLURM_JOB_NODELIST}")
-        echo "${names[0]:-}"
+        return
     fi
+    command -v scontrol >/dev/null || return 0
+    for list in "${SLURM_STEP_NODELIST:-}" "${SLURM_JOB_NODELIST:-}"; do
+        [[ -n $list ]] || continue
+        mapfile -t names < <(scontrol show hostnames "$list")
+        if ((${#names[@]} == NNODES)); then
+            echo "${names[0]}"
+            return
+        fi
+    done
 }
 
 set_torchrun() {
@@ -63,10 +71,15 @@ run_ranks() {
 }
 
 # Not torchrun: that would kill its processes after a while, and a second signal, as where Slurm has sent it one already,
-# would end it without them.
+# would end it without them. A wrapper, such as pyenv's, has children that are no ranks.
 _ranks() {
-    local files
+    local child found=false
     echo "Stopping: training ends after its checkpoint is written" >&2
-    files="$(grep -ls "^PPid:[[:space:]]*$1\$" /proc/[0-9]*/status || true)"
-    if [[ -n $files ]]; then cut -d/ -f3 <<<"$files"; else echo "$1"; fi
+    while read -r child; do
+        if grep -qszE '^(LOCAL_RANK|ACCELERATE_MIXED_PRECISION)=' "/proc/$child/environ"; then
+            echo "$child"
+            found=true
+        fi
+    done < <(grep -ls "^PPid:[[:space:]]*$1\$" /proc/[0-9]*/status | cut -d/ -f3)
+    $found || echo "$1"
 }

@@ -108,6 +108,7 @@ def test_gpus_are_those_that_cuda_would_see(tmp_path: Path) -> None:
     assert _visible_gpus(CUDA_VISIBLE_DEVICES="3,5") == ["3", "5"]
     assert _visible_gpus(CUDA_VISIBLE_DEVICES="") == [], "hidden on purpose"
     assert _visible_gpus(CUDA_VISIBLE_DEVICES="0,-1,2") == ["0"]
+    assert _visible_gpus(CUDA_VISIBLE_DEVICES="0, 1,2") == ["0", "1", "2"]
     assert _visible_gpus(CUDA_VISIBLE_DEVICES="NoDevFiles") == [], "old Slurm's word for none"
     for uuids in (["GPU-8932f937-d72c", "GPU-1aa2-b3"], ["MIG-0f-1e", "MIG-GPU-8932f937-d72c/1/0"]):
         assert _visible_gpus(CUDA_VISIBLE_DEVICES=",".join(uuids)) == uuids, "hyphens are part of a UUID"

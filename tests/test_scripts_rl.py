@@ -110,9 +110,10 @@ def test_slurm_tells_nodes_and_gpus(slurm: dict[str, str]) -> None:
     [
         ({"SLURM_JOB_NODELIST": "node[5-8]", "SLURM_STEP_NODELIST": "node[7-8]"}, "node7"),
         ({"SLURM_NNODES": "1", "SLURM_NODEID": "0", "SLURM_STEP_NODELIST": "node[8-8]"}, "127.0.0.1"),
-        ({"SLURM_JOB_NODELIST": "node[1-9999]"}, "node1"),
+        ({"SLURM_STEP_NODELIST": "node[8-8]"}, "node7"),
+        ({"SLURM_NNODES": "9999", "SLURM_JOB_NODELIST": "node[1-9999]"}, "node1"),
     ],
-    ids=["a step on some of the nodes", "a step on one of the nodes", "thousands of nodes"],
+    ids=["a step on some of the nodes", "a step on one of the nodes", "a step for each node", "thousands of nodes"],
 )
 def test_node_0_is_that_of_the_step(slurm: dict[str, str], settings: dict[str, str], address: str) -> None:
     assert f"--master_addr={address}" in command(RL_8B, environment={**slurm, **settings})

@@ -18,7 +18,7 @@ from script_runs import SCRIPTS, script_environment
 LAUNCHER = """
 echo $$ >launcher
 trap 'echo signalled >>launcher_log; exit 3' TERM
-setsid bash "$1" &
+LOCAL_RANK=0 setsid bash "$1" &
 wait $! || exit 1
 """
 # As a rank: ends some time after the signal, with the note that its checkpoint is written.

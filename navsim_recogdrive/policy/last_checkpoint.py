@@ -11,6 +11,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Checkpoint, ModelCheckpoint
+from pytorch_lightning.utilities.exceptions import SIGTERMException
 
 from navsim_recogdrive.policy import random_state
 from navsim_recogdrive.policy.data_order import OrderedScenes
@@ -127,7 +128,9 @@ class LastCheckpoint(Checkpoint):
         self._stop.stop_listening()
 
     def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        """The run has failed: what was written last is what stays."""
+        """The run has failed, or Lightning has ended it at SIGTERM: what was written last is what stays."""
+        if isinstance(exception, SIGTERMException):
+            note_preemption(self.path)
         self._stop.stop_listening()
 
     def on_save_checkpoint(

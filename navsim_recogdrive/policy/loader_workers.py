@@ -18,8 +18,11 @@ from typing import Any
 from lightning_fabric.utilities.seed import pl_worker_init_function
 from torch.utils.data import DataLoader
 
-GRACE_S = 120
-"""Seconds that a worker goes on after SIGTERM, for its parent to finish the step."""
+GRACE_S = 3600
+"""Seconds that a worker goes on after SIGTERM, for its parent to finish the step and the checkpoint.
+
+A worker that ends under its parent's hands fails it, and the checkpoint of a large model takes minutes.
+"""
 
 _BEFORE_CHILDREN_ARE_TERMINATED = 100
 

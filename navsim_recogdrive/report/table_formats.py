@@ -78,7 +78,9 @@ def to_latex(table: Table, intervals: bool = False) -> str:
         "l" if all(isinstance(row[i], str) for row in table.rows) else "r" for i in range(len(table.columns))
     )
     stars = any(_STAR in row for row in rows)
-    caption = table.full_caption if intervals else f"{table.caption} {table.test if stars else ''}"
+    # Where p is not to be trusted there are no stars, and the test's sentence says why.
+    untrusted = any(isinstance(cell, Change) and not cell.trusted for row in table.rows for cell in row)
+    caption = table.full_caption if intervals else f"{table.caption} {table.test if stars or untrusted else ''}"
     star = rf" {_STAR}: $p < 0.05$." if stars else ""
     return "\n".join(
         (

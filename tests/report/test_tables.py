@@ -97,6 +97,14 @@ def test_latex_fits_a_page() -> None:
     assert "-" not in text.partition(r"\midrule")[2].replace("$-$", "").replace("--", "").partition(r"\bottomrule")[0]
 
 
+def test_latex_says_why_there_are_no_stars() -> None:
+    doubted = Change(Estimate(-0.02, -0.04, 0.0), 0.0004, trusted=False)
+    columns = (Column("run"), Column("change"))
+    text = to_latex(Table("d", "Differences.", columns, (("x", doubted),), "", "p is too small."))
+    assert "Differences. p is too small. Scores" in text
+    assert "^{*}" not in text
+
+
 def test_p_values_that_are_too_small_are_not_clear() -> None:
     change = Change(Estimate(-0.02, -0.04, 0.0), 0.0004)
     assert change.clear
