@@ -45,6 +45,7 @@ class HostRun:
         synthetic_scenes_path: folder of the second-stage scenes (v2.x).
         train_logs: logs to train on.
         val_logs: logs to validate on.
+        limit_val_batches: Lightning's: 0 trains without validation.
     """
 
     output_dir: str | None = None
@@ -60,6 +61,7 @@ class HostRun:
     synthetic_scenes_path: str | None = None
     train_logs: Sequence[str] | None = None
     val_logs: Sequence[str] | None = None
+    limit_val_batches: float | None = None
 
 
 def running_training() -> bool:

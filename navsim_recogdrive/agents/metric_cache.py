@@ -9,12 +9,13 @@ import csv
 import gc
 import logging
 import lzma
+import math
 import os
 import pickle
 import random
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import islice, zip_longest
@@ -32,8 +33,12 @@ _THREADS = 16  # opening files waits for the disk, not for a core
 _SECONDS_OF_SILENCE = 5.0
 _HEAD, _TAIL = b"\xfd7zXZ\x00", b"YZ"  # of a complete .xz file, which NAVSIM writes
 _NAMED = 10  # tokens and files named in a message
-_MAKE_IT = "make it with NAVSIM's run_metric_caching.py (scripts/cache_dataset/run_metric_caching_train.sh)"
+_LOOKED_AT = 50  # files that are looked for before a folder is taken for one whose files are elsewhere
+_SCRIPT = "scripts/cache_dataset/run_metric_caching_train.sh"
+_MAKE_IT = f"make it with NAVSIM's run_metric_caching.py ({_SCRIPT})"
 
+MAKE_AGAIN = f"delete the file, then run {_SCRIPT} again: it keeps every file that exists"
+"""How to replace a metric cache: the runner takes a file that is there for a good one."""
 
 T = TypeVar("T")
 
@@ -42,15 +47,19 @@ class UnusableMetricCache(ValueError):
     """A folder of metric caches that cannot be used, or one of its files; the message says why and what to do."""
 
 
+class OtherNavsimVersion(UnusableMetricCache):
+    """A metric cache that another version of NAVSIM made: so are the others of its folder, most likely."""
+
+
 class MetricCacheFolder:
     """The files of a metric cache folder by scene token.
 
     Args:
         root: folder that was ``metric_cache_path`` (v1.1: ``cache.cache_path``) of ``run_metric_caching.py``. It may
-            have been moved since: a file that is not where the table says is looked for at the same place in ``root``.
+            have been moved or copied since: a file is first looked for in ``root``, then where the table says.
 
     Raises:
-        UnusableMetricCache: there is no folder, no table, an empty one, or one whose files are not there.
+        UnusableMetricCache: there is no folder, no table, an empty one, or one of whose files none is there.
     """
 
     def __init__(self, root: Path | str) -> None:
@@ -68,19 +77,23 @@ class MetricCacheFolder:
         self._paths = {Path(row[0]).parent.name: Path(row[0]) for row in rows if row}
         if not self._paths:
             raise UnusableMetricCache(f"the tables in {self.root / 'metadata'} name no file: {_MAKE_IT}")
-        self._follow_move()
+        self._check_that_some_are_there()
 
-    def _follow_move(self) -> None:
-        first = next(iter(self._paths.values()))
-        if first.is_file():
-            return
-        moved = {token: self.root.joinpath(*path.parts[-4:]) for token, path in self._paths.items()}
-        if not next(iter(moved.values())).is_file():
+    def _check_that_some_are_there(self) -> None:
+        tokens = self.tokens[:: math.ceil(len(self._paths) / _LOOKED_AT)]  # of all logs: some may have been deleted
+        if not any(os.path.isfile(self._path(token)) for token in tokens):
+            first = self._paths[tokens[0]]
+            others = f", nor any of {len(tokens) - 1} others" if tokens[1:] else ""
             raise UnusableMetricCache(
-                f"the metric cache {self.root} says that {first} exists, but it does not, nor does "
-                f"{next(iter(moved.values()))}: put the folder back, move it with its subfolders, or {_MAKE_IT}"
+                f"the metric cache {self.root} says that {first} exists, but it does not{others}, there or in "
+                f"{self.root}: put the folder back, move it with its subfolders, or {_MAKE_IT}"
             )
-        self._paths = moved
+
+    def _path(self, token: str) -> Path:
+        """Where a file is: in this folder, though the table of a copy names the original's; else where that says."""
+        said = self._paths[token]
+        here = self.root.joinpath(*said.parts[-4:])
+        return here if here != said and os.path.isfile(here) else said
 
     @property
     def tokens(self) -> list[str]:
@@ -92,9 +105,8 @@ class MetricCacheFolder:
         return [token for token in tokens if not self._is_there(token)]
 
     def _is_there(self, token: str) -> bool:
-        path = self._paths.get(token)
         try:
-            return path is not None and path.stat().st_size > 0
+            return token in self._paths and self._path(token).stat().st_size > 0
         except OSError:
             return False
 
@@ -103,34 +115,59 @@ class MetricCacheFolder:
 
         Raises:
             KeyError: the table does not have the scene.
-            UnusableMetricCache: the file cannot be read, or was made by another version of NAVSIM.
+            OtherNavsimVersion: the file was made by another version of NAVSIM.
+            UnusableMetricCache: it cannot be read.
         """
         if token not in self._paths:
             raise KeyError(f"scene {token} has no metric cache in {self.root}")
-        path = self._paths[token]
+        path = self._path(token)
         try:
             content = lzma.decompress(path.read_bytes())
         except (OSError, lzma.LZMAError) as error:
-            raise UnusableMetricCache(f"the metric cache {path} cannot be read ({error}): make it again") from error
+            raise UnusableMetricCache(f"the metric cache {path} cannot be read ({error}): {MAKE_AGAIN}") from error
         try:
             with _no_garbage_collection():
                 cache = pickle.loads(content)
         except Exception as error:
-            raise UnusableMetricCache(self._other_version(path, f"{type(error).__name__}: {error}")) from error
+            raise OtherNavsimVersion(self._other_version(path, f"{type(error).__name__}: {error}")) from error
         reason = why_unfit(cache)
         if reason:
-            raise UnusableMetricCache(self._other_version(path, reason))
+            raise OtherNavsimVersion(self._other_version(path, reason))
         return cache
 
     def _other_version(self, path: Path, reason: str) -> str:
         newer_numpy = " (written with numpy 2: read it with numpy 1.26.4 or newer)" if "numpy._core" in reason else ""
         return (
             f"the metric cache {path} does not fit the installed NAVSIM {NAVSIM_NAME}: {reason}{newer_numpy}. Metric "
-            f"caches cannot be shared between versions: install the NAVSIM that made {self.root}, or {_MAKE_IT}"
+            f"caches cannot be shared between versions: install the NAVSIM that made {self.root}, or make others in "
+            f"another folder (METRIC_CACHE_PATH=FOLDER bash {_SCRIPT}; files that exist are kept, whoever made them)"
         )
 
     def check(self, tokens: Sequence[str], samples: int = SAMPLES) -> None:
         """Refuse a folder of another NAVSIM version, and files that cannot be read, before anything is scored.
+
+        Args:
+            tokens: as in :meth:`unusable`, which looks.
+            samples: likewise.
+
+        Raises:
+            UnusableMetricCache: one of them cannot be used.
+        """
+        faulty = self.unusable(tokens, samples)
+        if faulty:
+            raise UnusableMetricCache(
+                f"{self.describe_unusable(faulty, len(tokens))}. Give this user the right to read them, or {MAKE_AGAIN}"
+            )
+
+    def describe_unusable(self, faulty: Mapping[str, str], of: int) -> str:
+        """A sentence that counts what :meth:`unusable` found among ``of`` scenes, says why of the first, lists some."""
+        first, *others = faulty
+        rest = f" and {len(others) - _NAMED + 1} more" if len(others) >= _NAMED else ""
+        listed = f"; and those of {', '.join(others[: _NAMED - 1])}{rest}" if others else ""
+        return f"{len(faulty)} of {of} metric caches in {self.root} cannot be read: {faulty[first]}{listed}"
+
+    def unusable(self, tokens: Sequence[str], samples: int = SAMPLES) -> dict[str, str]:
+        """Look for files that cannot be read.
 
         Every file is opened, and its first and last bytes are looked at: that finds files without permission, of
         another kind, and cut short. Which NAVSIM made a file is only known once it is read whole, which takes tens of
@@ -141,27 +178,29 @@ class MetricCacheFolder:
             tokens: scenes that are going to be scored; those that are missing are not looked at.
             samples: how many of them to read, drawn from all logs alike, and the same ones every time.
 
+        Returns:
+            What is wrong, by token.
+
         Raises:
-            UnusableMetricCache: one of them cannot be used.
+            OtherNavsimVersion: one of them was made by another version of NAVSIM.
         """
         there = [token for token in tokens if token in self._paths]
         with ThreadPoolExecutor(_THREADS) as threads:
             faults = list(_with_progress(threads.map(self._fault, there), len(there), "opened"))
-        faulty = [(token, fault) for token, fault in zip(there, faults, strict=True) if fault]
-        if faulty:
-            fault = faulty[0][1]
-            raise UnusableMetricCache(
-                f"{len(faulty)} of {len(there)} metric caches in {self.root} cannot be read: {fault}"
-                + (f"; and those of {', '.join(t for t, _ in faulty[1:_NAMED])}" if faulty[1:] else "")
-                + f". Give this user the right to read them, or {_MAKE_IT}"
-            )
-        drawn = self._draw(there, samples)
-        for _ in _with_progress(map(self.read, drawn), len(drawn), "read"):
-            pass
+        faulty = {token: fault for token, fault in zip(there, faults, strict=True) if fault}
+        drawn = self._draw([token for token in there if token not in faulty], samples)
+        for token in _with_progress(drawn, len(drawn), "read"):
+            try:
+                self.read(token)
+            except OtherNavsimVersion:
+                raise
+            except UnusableMetricCache as error:
+                faulty[token] = f"{self._path(token)} ({error.__cause__})"
+        return faulty
 
     def _fault(self, token: str) -> str | None:
         """What the ends of a file say against it."""
-        path = self._paths[token]
+        path = self._path(token)
         try:
             with path.open("rb") as file:
                 head = file.read(len(_HEAD))

@@ -27,6 +27,7 @@ from navsim_recogdrive.agents.reward_messages import SceneScores, ScoringSetting
 _log = logging.getLogger(__name__)
 
 _DEATHS_PER_SCENE = 2
+_DEATHS_AT_START = 3  # in a row, of workers that can start as far as is known: the machine may be short of memory
 _SECONDS_TO_START = 600.0  # NAVSIM and nuPlan read from a slow network disk
 _SECONDS_TO_END = 5.0
 _ONE_THREAD_EACH = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -67,6 +68,7 @@ class _Worker:
         self.connection = Connection(ours.detach())
         self.jobs: deque[ScoringJob] = deque()
         self.is_ready = False
+        self.was_silent = False
         self.last_heard = time.monotonic()
         self._post(pickle.dumps(settings))
 
@@ -102,7 +104,8 @@ class RewardPool:
 
     A scene goes to the worker that had it before, so that its metric cache is still in memory, unless that worker
     already has more than its share: then to the least busy one. A worker that dies is replaced and its scenes are
-    scored again; a scene at which workers died twice is given up.
+    scored again; a scene at which workers died twice is given up. One that dies while it starts is replaced, too, if a
+    signal ended it or another has started before; the fourth in a row ends the run.
 
     The processes end with this one, however it ends. Each rank of a distributed run has its own pool.
 
@@ -118,6 +121,8 @@ class RewardPool:
         self._owner = os.getpid()
         self._numbers = itertools.count()
         self._workers: list[_Worker] = []
+        self._one_was_ready = False
+        self._deaths_at_start = 0
         self._close = weakref.finalize(self, _end_all, self._workers, self._owner)
         for _ in range(workers):
             self._workers.append(_Worker(settings))
@@ -186,7 +191,8 @@ class RewardPool:
     def _take(self, worker: _Worker, message: object) -> None:
         worker.last_heard = time.monotonic()
         if message is None:
-            worker.is_ready = True
+            worker.is_ready = self._one_was_ready = True
+            self._deaths_at_start = 0
         elif isinstance(message, str):
             self.close()
             raise RewardWorkerFailed(f"a worker process of the reward cannot score: {message}")
@@ -201,11 +207,14 @@ class RewardPool:
         dead.end()
         ended = dead.how_it_ended()
         if not dead.is_ready:
-            self.close()
-            raise RewardWorkerFailed(f"a worker process of the reward ended with {ended} before it could score")
+            self._deaths_at_start += 1
+            was_killed = dead.process.returncode < 0 and not dead.was_silent
+            if self._deaths_at_start > _DEATHS_AT_START or not (was_killed or self._one_was_ready):
+                self.close()
+                raise RewardWorkerFailed(f"a worker process of the reward ended with {ended} before it could score")
         jobs = list(dead.jobs)
         _log.warning("a worker process of the reward ended with %s: replaced, %d scenes again", ended, len(jobs))
-        if jobs:
+        if jobs and dead.is_ready:
             jobs[0].deaths += 1  # it was in work
             if jobs[0].deaths >= _DEATHS_PER_SCENE:
                 error = f"{_DEATHS_PER_SCENE} worker processes ended while they scored it, the last with {ended}"
@@ -222,6 +231,7 @@ class RewardPool:
             if worker.jobs and now - max(worker.last_heard, since) > allowed:
                 _log.warning("nothing heard from a worker process of the reward for %.0f s: killed", allowed)
                 worker.process.kill()
+                worker.was_silent = True
                 worker.last_heard = now
 
     def close(self) -> None:

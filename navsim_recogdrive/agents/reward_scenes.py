@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytorch_lightning as pl
@@ -25,11 +25,12 @@ NUMPY_NEEDED = "1.26.4"
 
 STOP, SKIP = "stop", "skip"
 TRAINING, VALIDATION = "training", "validation"
-_WHY = "it has no metric cache"
+NOT_USABLE = "it has no usable metric cache"
+"""Why a scene is left out."""
 
 
 class MissingMetricCaches(ValueError):
-    """Scenes to train or validate on that have no metric cache; the message counts and lists them."""
+    """Scenes to train or validate on that have no usable metric cache; the message counts and lists them."""
 
 
 def check_numpy() -> None:
@@ -50,7 +51,8 @@ class SceneCheck:
 
     Args:
         folder: of metric caches.
-        missing: what to do if there are scenes without one: ``stop``, or ``skip`` to train on the others.
+        missing: what to do if there are scenes without one, or with one that cannot be read: ``stop``, or ``skip`` to
+            train on the others.
 
     Raises:
         InvalidSetting: if ``missing`` is another word.
@@ -72,8 +74,9 @@ class SceneCheck:
             The scenes to leave out; empty with ``stop``.
 
         Raises:
-            MissingMetricCaches: with ``stop`` if a scene has none; with ``skip`` if no scene to train on has one.
-            UnusableMetricCache: if one was made by another NAVSIM version, or cannot be read.
+            MissingMetricCaches: with ``stop`` if a scene has none; with ``skip`` if no scene of a split has a usable
+                one: nothing would be learned, or there were no score to choose a checkpoint by.
+            UnusableMetricCache: if one was made by another NAVSIM version; with ``stop`` also if one cannot be read.
         """
         missing = {split: self._folder.missing_tokens(tokens) for split, tokens in scenes.items()}
         said = [
@@ -81,26 +84,50 @@ class SceneCheck:
             for split, tokens in missing.items()
             if tokens
         ]
-        nothing_left = 0 < len(scenes.get(TRAINING, ())) == len(missing.get(TRAINING, ()))
-        if said and (self._missing == STOP or nothing_left):
-            advice = "" if nothing_left else f", or set agent.missing_metric_caches={SKIP} to train on the others"
-            raise MissingMetricCaches(
-                "\n".join(said) + "\nMake them with scripts/cache_dataset/run_metric_caching_train.sh (the same "
-                f"train_test_split and scene filter){advice}"
-            )
+        if said and self._missing == STOP:
+            advice = f"; or set agent.missing_metric_caches={SKIP} to train on the others"
+            self._refuse(said, "" if _with_nothing_left(scenes, missing) else advice)
+        left_out = {split: list(tokens) for split, tokens in missing.items()}
         for split, tokens in scenes.items():
             absent = set(missing[split])
-            self._folder.check([token for token in tokens if token not in absent])
+            there = [token for token in tokens if token not in absent]
+            if self._missing == STOP:
+                self._folder.check(there)
+            elif faulty := self._folder.unusable(there):
+                said.append(f"{split}: {self._folder.describe_unusable(faulty, len(there))}")
+                left_out[split] += faulty
+        if empty := _with_nothing_left(scenes, left_out):
+            without = "; or train without validation: trainer.params.limit_val_batches=0"
+            self._refuse(said, without if empty == [VALIDATION] else "")
         if said and rank_zero_only.rank == 0:
             logger.warning(
-                "Scenes without a metric cache get no reward and are masked out of the loss:\n%s", "\n".join(said)
+                "Scenes without a usable metric cache get no reward and are masked out of the loss:\n%s",
+                "\n".join(said),
             )
-        return [token for tokens in missing.values() for token in tokens]
+        return [token for tokens in left_out.values() for token in tokens]
+
+    @staticmethod
+    def _refuse(said: Sequence[str], further: str) -> NoReturn:
+        raise MissingMetricCaches(
+            "\n".join(said) + "\nMake them with scripts/cache_dataset/run_metric_caching_train.sh (the same "
+            "train_test_split and scene filter), which keeps every file that exists: delete those that are empty or "
+            f"broken first{further}"
+        )
+
+
+def _with_nothing_left(scenes: Mapping[str, Sequence[str]], left_out: Mapping[str, Sequence[str]]) -> list[str]:
+    return [split for split, tokens in scenes.items() if 0 < len(tokens) == len(left_out[split])]
 
 
 def cached_scenes(host: HostRun) -> dict[str, list[str]]:
-    """Tokens by split of a run that reads its features from the cache alone, as NAVSIM finds them."""
+    """Tokens by split of a run that reads its features from the cache alone, as NAVSIM finds them.
+
+    Without validation (``limit_val_batches`` 0) there is no such split.
+    """
     assert host.cache_path is not None
+    splits = {TRAINING: host.train_logs, VALIDATION: host.val_logs}
+    if host.limit_val_batches == 0:
+        del splits[VALIDATION]
     first, *others = (f"{name}.gz" for name in HIDDEN_STATE_LAYOUT.files)
     return {
         split: [
@@ -108,7 +135,7 @@ def cached_scenes(host: HostRun) -> dict[str, list[str]]:
             for folder in cached_scene_folders(Path(host.cache_path), logs, first)
             if all((folder / name).is_file() for name in others)
         ]
-        for split, logs in ((TRAINING, host.train_logs), (VALIDATION, host.val_logs))
+        for split, logs in splits.items()
     }
 
 
@@ -131,13 +158,13 @@ class CheckDatasets(pl.Callback):
         if trainer.val_dataloaders is not None:
             scenes[VALIDATION] = _tokens(trainer.val_dataloaders)
             self._validation_checked = True
-        self._reward.leave_out(self._check.check(scenes), _WHY)
+        self._reward.leave_out(self._check.check(scenes), NOT_USABLE)
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Check validation where Lightning had not prepared it at the start; raises as :meth:`SceneCheck.check`."""
         if not self._validation_checked:
             self._validation_checked = True
-            self._reward.leave_out(self._check.check({VALIDATION: _tokens(trainer.val_dataloaders)}), _WHY)
+            self._reward.leave_out(self._check.check({VALIDATION: _tokens(trainer.val_dataloaders)}), NOT_USABLE)
 
 
 def _tokens(loader: Any) -> list[str]:

@@ -14,11 +14,19 @@ from hydra.core.hydra_config import HydraConfig
 
 from navsim_recogdrive.agents.cache_use import vlm_of_run
 from navsim_recogdrive.agents.compat import TrajectorySampling
+from navsim_recogdrive.agents.compat_pdm import NAVSIM_NAME
 from navsim_recogdrive.agents.host import HostRun, running_training
 from navsim_recogdrive.agents.metric_cache import MetricCacheFolder
 from navsim_recogdrive.agents.pdm_reward import PDMReward, PDMRewardSettings
 from navsim_recogdrive.agents.recogdrive_agent import ReCogDriveAgent
-from navsim_recogdrive.agents.reward_scenes import STOP, CheckDatasets, SceneCheck, cached_scenes, check_numpy
+from navsim_recogdrive.agents.reward_scenes import (
+    NOT_USABLE,
+    STOP,
+    CheckDatasets,
+    SceneCheck,
+    cached_scenes,
+    check_numpy,
+)
 from navsim_recogdrive.policy.configuration import PolicyConfig
 from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
 from navsim_recogdrive.policy.settings import InvalidSetting, build_settings
@@ -47,8 +55,8 @@ class ReCogDriveRLAgent(ReCogDriveAgent):
         reference_policy_checkpoint: the planner of imitation learning, frozen; needed unless both ``rl.bc_weight`` and
             ``rl.kl_weight`` are 0.
         metric_cache_path: folder of metric caches of all scenes to train and validate on.
-        missing_metric_caches: for scenes without one, and for those whose one turns out to be unusable in training:
-            ``stop``, or ``skip`` to mask them out.
+        missing_metric_caches: for scenes without one, and for those whose one is found unreadable at the start or
+            unusable in training: ``stop``, or ``skip`` to mask them out.
         rl: settings of :class:`~navsim_recogdrive.rl.configuration.RLConfig`.
         reward: settings of :class:`~navsim_recogdrive.agents.pdm_reward.PDMRewardSettings` but the path.
         host: as in :class:`ReCogDriveAgent`.
@@ -59,7 +67,8 @@ class ReCogDriveRLAgent(ReCogDriveAgent):
             another VLM.
         FileNotFoundError: if a checkpoint does not exist.
         PlannerCheckpointError: if a checkpoint is not one of this planner, with the list of what differs.
-        UnusableMetricCache: if the metric caches were made by another NAVSIM version, or there are none.
+        UnusableMetricCache: if the metric caches were made by another NAVSIM version, there are none, or one cannot be
+            read.
         MissingMetricCaches: if scenes have none; counts and lists them.
         RewardWorkerFailed: if the reward's processes cannot start.
     """
@@ -114,7 +123,7 @@ class ReCogDriveRLAgent(ReCogDriveAgent):
             for checkpoint in {start, reference_policy_checkpoint} - {None}:
                 check_remembered_vlm(str(checkpoint), vlm)
         self._reward = PartialReward(PDMReward(reward_settings, stop_at_unusable=missing_metric_caches == STOP))
-        self._reward.leave_out(left_out, "it has no metric cache")
+        self._reward.leave_out(left_out, NOT_USABLE)
         self._rl_objective = RLObjective(self._policy, rl_config, self._reward, reference)
         self._objective = self._rl_objective
         self._dataset_check = None if from_cache else CheckDatasets(scene_check, self._reward)
@@ -183,8 +192,9 @@ def _digest(path: str | None) -> str | None:
 
 
 def _deciding(reward: PDMRewardSettings) -> dict[str, Any]:
-    """The settings that decide scores, not how they are computed."""
-    return {name: getattr(reward, name) for name in ("progress_weight", "scorer")}
+    """What decides scores, not how they are computed; a resumed run must have the same."""
+    settings = {name: getattr(reward, name) for name in ("progress_weight", "scorer")}
+    return {**settings, "navsim": NAVSIM_NAME}  # PDMS or EPDMS
 
 
 def _reward_settings(metric_cache_path: str, settings: Mapping[str, Any]) -> PDMRewardSettings:

@@ -65,6 +65,11 @@ class VLMConfig:
             raise InvalidSetting(f"vlm.dtype must be bfloat16 or float32, found {self.dtype!r}")
         if self.attention not in ATTENTION_KERNELS:
             raise InvalidSetting(f"vlm.attention must be one of {ATTENTION_KERNELS}, found {self.attention!r}")
+        if self.attention == "flash_attention_2" and self.dtype == "float32":
+            raise InvalidSetting(
+                "vlm.attention=flash_attention_2 has no kernel for vlm.dtype=float32: set vlm.dtype=bfloat16, or "
+                "vlm.attention=sdpa"
+            )
         if self.vlm_type not in ("auto", *VLM_TYPES):
             raise InvalidSetting(f"vlm_type must be auto or one of {VLM_TYPES}, found {self.vlm_type!r}")
         if self.cam_type not in CAMERA_SETS:

@@ -17,11 +17,12 @@ from navsim_recogdrive.rl.reward import Reward
 _log = logging.getLogger(__name__)
 
 GRADIENT_NORM = "gradient_norm"
+_REWARD = "reward/mean"
 _EXTREMES = {"min": (min, math.inf), "max": (max, -math.inf)}  # by the end of a name; others are averaged
 
 
 class NothingScored(RuntimeError):
-    """A validation of which no scene could be scored: there is no score to log, nor to choose a checkpoint by."""
+    """An epoch of training of which no scene could be scored: nothing is learned, while weight decay goes on."""
 
 
 class RLLog(pl.Callback):
@@ -35,7 +36,8 @@ class RLLog(pl.Callback):
     - ``gradient_norm``: of all gradients, averaged over ranks and before clipping; once per optimizer step;
     - ``seconds/step``: of a batch, without loading it;
     - ``val/score_deterministic``, ``val/score_stochastic``: mean reward of validation plans without and with noise,
-      over all scored scenes of all ranks; ``val/scored_scenes``: how many these are. Not of the sanity check.
+      over all scored scenes of all ranks; ``val/scored_scenes``: how many these are. Not of the sanity check. Without
+      any the scores are NaN, with a warning: the epoch counts as the worst for the best checkpoint.
 
     At the start it warns of settings that cannot act together.
 
@@ -43,12 +45,13 @@ class RLLog(pl.Callback):
         objective: whose statistics are read after each batch.
 
     Raises:
-        NothingScored: at the end of a validation of which no scene on any rank could be scored.
+        NothingScored: at the end of a whole epoch of training of which no scene on any rank could be scored.
     """
 
     def __init__(self, objective: RLObjective) -> None:
         self._objective = objective
         self._epoch: dict[str, list[float]] = {}
+        self._steps = 0
         self._gradient_norm: float | None = None
         self._started = 0.0
         self._scores = torch.zeros(1 + len(PLANS), dtype=torch.float64)
@@ -67,7 +70,7 @@ class RLLog(pl.Callback):
 
     def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last epoch."""
-        self._epoch = {}
+        self._epoch, self._steps = {}, 0
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -88,6 +91,7 @@ class RLLog(pl.Callback):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Log the step."""
+        self._steps += 1
         measured = {**self._objective.statistics, "seconds/step": time.perf_counter() - self._started}
         if self._gradient_norm is not None:
             measured[GRADIENT_NORM] = self._gradient_norm
@@ -99,7 +103,8 @@ class RLLog(pl.Callback):
         pl_module.log_dict(known, on_step=True, on_epoch=False, rank_zero_only=True, batch_size=1)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the epoch over all ranks."""
+        """Log the epoch over all ranks; raises :class:`NothingScored`."""
+        nothing_scored = False
         for name, values in self._epoch.items():  # every rank has the same names in the same order
             last = name.rpartition("/")[2]
             if last in _EXTREMES:
@@ -110,9 +115,16 @@ class RLLog(pl.Callback):
                 total, count = self._reduce(trainer, pl_module, [sum(values), len(values)], "sum")
                 value, is_known = total / count.clamp(min=1), bool(count)
             if not is_known:  # on no rank, so all ranks skip it
+                nothing_scored |= name == _REWARD
                 continue
             # Already equal on all ranks; sync_dist only tells Lightning so.
             pl_module.log(f"train/{name}_epoch", value, sync_dist=True, batch_size=1)
+        # The rest of an epoch that was resumed in its middle may well be a few scenes that are left out.
+        if nothing_scored and self._steps == trainer.num_training_batches:
+            raise NothingScored(
+                f"no scene of epoch {trainer.current_epoch} could be scored, so there is nothing to learn from (the "
+                "warnings above say why scenes are left out)"
+            )
 
     def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Forget the last validation."""
@@ -135,18 +147,19 @@ class RLLog(pl.Callback):
             self._scores += torch.tensor(sums, dtype=torch.float64)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the mean scores over all ranks; raises :class:`NothingScored`."""
+        """Log the mean scores over all ranks."""
         scenes, *sums = self._reduce(trainer, pl_module, self._scores.tolist(), "sum")
         if trainer.sanity_checking:  # of a few batches, which may well be scenes that are left out
             return
-        if not scenes:
-            raise NothingScored(
+        if not scenes and trainer.is_global_zero:
+            _log.warning(
                 "no scene of this validation could be scored, so there is no val/score to choose the best checkpoint "
                 "by: agent.metric_cache_path needs metric caches of validation scenes too (the warnings above say why "
                 "scenes are left out)"
             )
         pl_module.log("val/scored_scenes", scenes, sync_dist=True)
         for name, total in zip(PLANS, sums, strict=True):
+            # NaN without scenes, which is worse than any score; without a value Lightning's ModelCheckpoint ends the run.
             pl_module.log(f"val/score_{name}", total / scenes, prog_bar=True, sync_dist=True)
 
     @staticmethod

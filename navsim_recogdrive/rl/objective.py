@@ -80,7 +80,8 @@ class RLObjective:
         reference: the frozen reference policy; may be ``None`` where neither weight of ``config`` needs it.
 
     Attributes:
-        statistics: numbers of the last :meth:`loss`, for the log. Those of scored scenes are NaN where there is none.
+        statistics: numbers of the last :meth:`loss`, for the log. Those of scored scenes are NaN where there is none;
+            ``ratio/...`` are of rollouts used again alone, as the ratio of a fresh one is exactly 1.
         displacement: of validation plans from the expert's trajectory.
         latest: groups of the last training :meth:`loss`, for pictures; ``None`` before the first.
 
@@ -188,6 +189,8 @@ class RLObjective:
             self._used_again.append(rollout)
 
         measured = {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}
+        if config.ratio_clip is not None:
+            measured |= _ratio_statistics(again, config.ratio_clip)
         measured |= _log_prob_statistics(scores.unclamped, config)
         self.statistics = _numbers(measured)  # waits for the device
         self.statistics |= _reward_statistics(result, advantages.has_spread.cpu().numpy())
@@ -223,10 +226,6 @@ class RLObjective:
         if scores.kl is not None:
             terms["kl"] = scene_mean(scores.kl, rollout.valid, rollout.count)
             total = total + config.kl_weight * terms["kl"]
-        if config.ratio_clip is not None:
-            ratio = (scores.log_prob.detach() - rollout.log_prob).exp()
-            terms["ratio/mean"] = scene_mean(ratio, rollout.valid)
-            terms["ratio/outside_clip"] = scene_mean(((ratio - 1).abs() > config.ratio_clip).float(), rollout.valid)
         return {**terms, "loss/total": total}
 
     def _validation_loss(self, targets: dict[str, Any], predictions: dict[str, Any]) -> Tensor:
@@ -279,6 +278,19 @@ def _check_result(result: RewardResult, shape: Sequence[int]) -> None:
 def _numbers(measured: dict[str, Tensor]) -> dict[str, float]:
     """All scalars in one transfer from the device."""
     return dict(zip(measured, torch.stack([value.detach() for value in measured.values()]).tolist(), strict=True))
+
+
+def _ratio_statistics(again: Sequence[tuple[ScoredRollout, ChainScores]], clip: float) -> dict[str, Tensor]:
+    """Of rollouts used again, each with a scored scene; NaN without any."""
+    rows = []
+    for rollout, scores in again:
+        ratio = (scores.log_prob.detach() - rollout.log_prob).exp()
+        parts = torch.stack(
+            [scene_mean(ratio, rollout.valid), scene_mean(((ratio - 1).abs() > clip).float(), rollout.valid)]
+        )
+        rows.append(torch.where(rollout.valid.any(), parts, torch.nan))
+    mean, outside = torch.stack(rows).nanmean(dim=0) if rows else torch.full((2,), torch.nan)
+    return {"ratio/mean": mean, "ratio/outside_clip": outside}
 
 
 def _log_prob_statistics(unclamped: Tensor, config: RLConfig) -> dict[str, Tensor]:

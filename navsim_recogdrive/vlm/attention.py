@@ -7,6 +7,7 @@ a matrix, which keeps torch's flash kernel from being used; the kernel itself kn
 from __future__ import annotations
 
 import importlib.util
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from transformers.masking_utils import sdpa_mask
 from navsim_recogdrive.vlm.architecture import ATTENTION_KERNELS
 
 _SDPA = "sdpa_behind_prefix"
+
+# Every layer asks for the same one, and torch allocates memory of a mask's size for each.
+_lower_right = lru_cache(maxsize=1)(causal_lower_right)
 
 
 def kernel_name(attention: str) -> str:
@@ -50,6 +54,12 @@ def _mask(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
 def _attend(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
 ) -> tuple[Tensor, None]:
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        # Rotary positions leave queries and keys in float32 where parameters are, and a cache its values with them. The
+        # kernel is chosen before autocast would act, and torch's flash kernel takes 16 bits only.
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     queries, keys = query.shape[2], key.shape[2]
     causal = kwargs.get("is_causal")
     causal = getattr(module, "is_causal", True) if causal is None else causal
@@ -64,7 +74,7 @@ def _attend(
         query,
         key,
         value,
-        attn_mask=causal_lower_right(queries, keys),
+        attn_mask=_lower_right(queries, keys),
         dropout_p=kwargs.get("dropout", 0.0),
         scale=kwargs.get("scaling"),
         enable_gqa=shared and groups > 1,

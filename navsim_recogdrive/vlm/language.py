@@ -1,7 +1,8 @@
 """The language model over several prompts that begin alike: shared prefix, one batch, no head.
 
 Every prompt of a profile starts with the same tokens (291 in the published one). A causal model's rows for them are the
-same for every scene, so their keys and values are computed once and every batch continues from them.
+same for every scene, so a frozen model computes their keys and values once and every batch of hidden states continues
+from them. Text generation and training run whole prompts.
 """
 
 from __future__ import annotations

@@ -72,8 +72,8 @@ def build_model(
         The model in evaluation mode, its parameters not requiring gradients.
 
     Raises:
-        VLMCheckpointError: naming missing and unexpected weights (the first 8 of each; the log has all), a weight of
-            another shape than the configuration's, or what transformers has against the configuration.
+        VLMCheckpointError: naming missing and unexpected weights and those of another shape than the configuration's
+            (the first 8 of each; the log has all), or what transformers has against the configuration.
         ValueError: for an attention kernel that is unknown or not installed.
     """
     kernel = kernel_name(attention)
@@ -122,26 +122,26 @@ def _sources(
     tied = getattr(model, "all_tied_weights_keys", None) or {}
     missing = [native for native in parameters if native not in filled and tied.get(native) not in filled]
     unexpected = [stored for stored, names in sources.items() if not set(names) <= parameters.keys()]
-    if missing or unexpected:
-        raise _mismatch(directory, missing, unexpected)
+    misshapen = []
     for stored, names in sources.items():
-        if not names:
+        if not names or stored in unexpected:
             continue
         shape = parameters[names[0]].shape
         expected = (shape[0] * len(names), *shape[1:])
         if tensors[stored].shape != expected:
-            raise VLMCheckpointError(
-                f"{directory}: {stored} has shape {list(tensors[stored].shape)}, config.json asks for {list(expected)}"
-            )
+            misshapen.append(f"{stored} {list(tensors[stored].shape)} (config.json asks for {list(expected)})")
+    if missing or unexpected or misshapen:
+        raise _mismatch(directory, missing, unexpected, misshapen)
     return sources
 
 
-def _mismatch(directory: Path, missing: list[str], unexpected: list[str]) -> VLMCheckpointError:
-    """An error that names both kinds, to be raised; lists that it shortens are logged in full."""
+def _mismatch(directory: Path, missing: list[str], unexpected: list[str], misshapen: list[str]) -> VLMCheckpointError:
+    """An error that names all three kinds, to be raised; lists that it shortens are logged in full."""
     other = "config.json and the weights are of different checkpoints"
     kinds = (
         (unexpected, "weights that config.json has no place for", other),
         (missing, "missing weights (by their names in transformers)", "download the checkpoint again"),
+        (misshapen, "weights of another shape", other),
     )
     found = [(names, what, fix) for names, what, fix in kinds if names]
     for names, what, _ in found:

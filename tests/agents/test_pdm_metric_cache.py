@@ -55,6 +55,35 @@ def test_all_scenes_are_found_after_a_move(metric_cache: Path, moved: Path) -> N
     there.check(there.tokens)
 
 
+def test_a_copy_reads_its_own_files(metric_cache: Path, tmp_path: Path) -> None:
+    """Though its table still names the original's, which exist."""
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, UnusableMetricCache
+
+    copy = tmp_path / "copy"
+    shutil.copytree(metric_cache, copy)
+    folder = MetricCacheFolder(copy)
+    token, other = folder.tokens[:2]
+    path_of(copy, token).write_bytes(b"spoiled")
+    with pytest.raises(UnusableMetricCache, match=f"{path_of(copy, token)} cannot be read"):
+        folder.read(token)
+    path_of(copy, other).unlink()
+    folder.read(other)  # there is the original's
+
+
+def test_some_files_deleted_are_missing_and_no_more(moved: Path) -> None:
+    """The first of the table, or those of its whole first log."""
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder
+
+    tokens = MetricCacheFolder(moved).tokens
+    path_of(moved, tokens[0]).unlink()
+    assert MetricCacheFolder(moved).missing_tokens(tokens) == tokens[:1]
+    for token in tokens[1:-1]:
+        path_of(moved, token).unlink()
+    folder = MetricCacheFolder(moved)
+    assert folder.missing_tokens(tokens) == tokens[:-1]
+    folder.read(tokens[-1])
+
+
 def test_tables_of_several_nodes_are_read(moved: Path) -> None:
     from navsim_recogdrive.agents.metric_cache import MetricCacheFolder
 
@@ -230,7 +259,7 @@ def test_a_truncated_file_is_named(moved: Path) -> None:
     folder = MetricCacheFolder(moved)
     path = path_of(moved, folder.tokens[0])
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UnusableMetricCache, match=rf"{folder.tokens[0]}.*make it again"):
+    with pytest.raises(UnusableMetricCache, match=rf"{folder.tokens[0]}.*: delete the file, then run"):
         folder.read(folder.tokens[0])
 
 

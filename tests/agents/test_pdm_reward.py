@@ -263,6 +263,62 @@ def test_a_worker_that_cannot_start_says_why(folder: Path) -> None:
         pool.wait_for(jobs)
 
 
+def _spoiled_starts(monkeypatch: pytest.MonkeyPatch, program: str, starts: int) -> list[int]:
+    """Let the next ``starts`` workers run ``program`` instead; the numbers of all that are started from now on."""
+    from navsim_recogdrive.agents import reward_pool
+
+    started: list[int] = []
+    original = subprocess.Popen
+
+    def start(command: list[str], **settings: Any) -> Any:
+        started.append(len(started))
+        return original([*command[:2], program] if len(started) <= starts else command, **settings)
+
+    monkeypatch.setattr(reward_pool.subprocess, "Popen", start)
+    return started
+
+
+_KILLED, _FAILS = "import os; os.kill(os.getpid(), 9)", "raise SystemExit(1)"
+
+
+def test_a_worker_killed_while_it_starts_is_replaced_three_times(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from navsim_recogdrive.agents.reward_messages import ScoringSettings
+    from navsim_recogdrive.agents.reward_pool import RewardPool, RewardWorkerFailed
+
+    started = _spoiled_starts(monkeypatch, _KILLED, 9)
+    pool = RewardPool(ScoringSettings(str(folder)), workers=1)
+    jobs = pool.submit(["a"], groups(1))
+    with pytest.raises(RewardWorkerFailed, match="signal SIGKILL before it could score"):
+        pool.wait_for(jobs)
+    assert len(started) == 4
+    assert caplog.text.count("signal SIGKILL: replaced, 1 scenes again") == 3
+    assert jobs[0].deaths == 0, "it was not in work when they died"
+
+
+def test_a_failing_start_is_tried_again_only_if_one_has_succeeded(
+    here: Any, pooled: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A replacement's; the scene that waits meanwhile is not given up."""
+    from navsim_recogdrive.agents.reward_messages import ScoringSettings
+    from navsim_recogdrive.agents.reward_pool import RewardPool, RewardWorkerFailed
+
+    tokens, trajectories = here.caches.tokens[:2], groups(2)
+    expected = here.submit(tokens, trajectories).result()
+    started = _spoiled_starts(monkeypatch, _FAILS, 2)
+    pending = pooled.submit(tokens, trajectories)
+    os.kill(pooled.process_ids[0], signal.SIGKILL)
+    assert_same(pending.result(), expected)
+    assert len(started) == 3
+
+    started = _spoiled_starts(monkeypatch, _FAILS, 9)
+    pool = RewardPool(ScoringSettings(str(folder)), workers=1)
+    with pytest.raises(RewardWorkerFailed, match="exit code 1 before it could score"):
+        pool.wait_for(pool.submit(tokens, trajectories))
+    assert len(started) == 1
+
+
 def test_bad_calls_are_refused(folder: Path) -> None:
     from navsim_recogdrive.agents.metric_cache import UnusableMetricCache
     from navsim_recogdrive.agents.pdm_reward import PDMReward, PDMRewardSettings

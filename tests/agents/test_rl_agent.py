@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from omegaconf import OmegaConf
-from test_pdm_metric_cache import path_of, rewrite
+from test_pdm_metric_cache import of_the_other_version, path_of
 from tiny_sizes import TINY_PLANNER
 
 pytestmark = pytest.mark.navsim
@@ -92,6 +92,10 @@ def test_a_resumed_run_must_have_the_same_reference_policy(
     torch.save({"state_dict": {**weights, name: weights[name] + 1}}, other)
     assert fixed(moved) == fixed(imitation)
     assert fixed(other) != fixed(imitation)
+    before = fixed(imitation)
+    monkeypatch.setattr(rl_agent, "NAVSIM_NAME", "another")
+    changed = {name for name, value in fixed(imitation).items() if value != before[name]}
+    assert changed == {"agent.reward.navsim"}, "the reward would become another score"
 
 
 def test_no_reference_policy(make: Callable[..., Any], imitation: Path, tmp_path: Path) -> None:
@@ -167,27 +171,73 @@ def test_missing_metric_caches(make: Callable[..., Any], imitation: Path, metric
         make(host=host, **{**reward, "metric_cache_path": str(tmp_path / "nowhere")})
 
 
-def test_skipped_scenes_are_returned_and_others_are_read(metric_cache: Path, tmp_path: Path) -> None:
-    from navsim_recogdrive.agents.compat_pdm import OCCUPANCY_MAPS
+@pytest.fixture
+def copied(metric_cache: Path, tmp_path: Path) -> Path:
+    """The metric caches, to be spoiled; their table still names the original's files."""
+    copy = tmp_path / "copy"
+    shutil.copytree(metric_cache, copy)
+    return copy
+
+
+def test_skipped_scenes_are_returned_and_others_are_read(copied: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Missing, cut short, and broken in the middle, which only reading finds; one of another NAVSIM is not skipped."""
     from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, UnusableMetricCache
     from navsim_recogdrive.agents.reward_scenes import SceneCheck
 
-    folder = MetricCacheFolder(metric_cache)
-    first, second = folder.tokens[:2]
-    scenes = {"training": [first, "unknown"], "validation": ["nowhere", second]}
+    folder = MetricCacheFolder(copied)
+    first, second, short, broken, other = folder.tokens[:5]
+    scenes = {"training": [short, first, "unknown"], "validation": ["nowhere", second, broken]}
     assert SceneCheck(folder, "skip").check(scenes) == ["unknown", "nowhere"]
 
-    copy = tmp_path / "copy"
-    shutil.copytree(metric_cache, copy)
-    for table in (copy / "metadata").glob("*.csv"):
-        table.write_text(table.read_text().replace(str(metric_cache), str(copy)))
-    theirs = {41: 51, 51: 41}[OCCUPANCY_MAPS]
-    cache = folder.read(second)
-    maps = cache.observation._occupancy_maps
-    cache.observation._occupancy_maps = (maps + maps)[:theirs]
-    rewrite(path_of(copy, second), cache)
-    with pytest.raises(UnusableMetricCache, match=f"it holds {theirs} occupancy maps where {OCCUPANCY_MAPS} belong"):
-        SceneCheck(MetricCacheFolder(copy), "skip").check(scenes)
+    content = path_of(copied, short).read_bytes()
+    path_of(copied, short).write_bytes(content[:-100])
+    content = path_of(copied, broken).read_bytes()
+    path_of(copied, broken).write_bytes(content[:500] + bytes(300) + content[800:])
+    caplog.clear()
+    assert SceneCheck(folder, "skip").check(scenes) == ["unknown", short, "nowhere", broken]
+    assert f"training: 1 of 3 scenes have no metric cache in {copied}: unknown" in caplog.text
+    assert (
+        f"training: 1 of 2 metric caches in {copied} cannot be read: {path_of(copied, short)} (its end" in caplog.text
+    )
+    assert f"{path_of(copied, broken)} (Corrupt input data)" in caplog.text
+    for token in (short, broken):
+        with pytest.raises(UnusableMetricCache, match=f"{token}.*delete the file, then run .*keeps every file"):
+            SceneCheck(folder, "stop").check({"training": [token, first]})
+
+    of_the_other_version(copied, other)
+    with pytest.raises(UnusableMetricCache, match=f"{other}.*occupancy maps.*another folder .METRIC_CACHE_PATH=FOLDER"):
+        SceneCheck(folder, "skip").check({**scenes, "training": [first, other]})
+
+
+def test_a_split_without_any_usable_metric_cache_stops_the_start(
+    make: Callable[..., Any], imitation: Path, copied: Path, tmp_path: Path
+) -> None:
+    """Or an epoch later there were no score to choose a checkpoint by."""
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder
+    from navsim_recogdrive.agents.reward_scenes import MissingMetricCaches, SceneCheck
+
+    folder = MetricCacheFolder(copied)
+    good, short = folder.tokens[:2]
+    path_of(copied, short).write_bytes(path_of(copied, short).read_bytes()[:-100])
+    for scenes in ([short], ["unknown"], [short, "unknown"]):
+        with pytest.raises(MissingMetricCaches, match=r"validation: (?s:.)*trainer\.params\.limit_val_batches=0"):
+            SceneCheck(folder, "skip").check({"training": [good], "validation": scenes})
+        with pytest.raises(MissingMetricCaches, match=r"broken first$"):
+            SceneCheck(folder, "skip").check({"training": scenes, "validation": [good]})
+
+    host = cache_of(tmp_path / "cache", [good])
+    of_validation = tmp_path / "cache" / "validation_log"
+    shutil.copytree(tmp_path / "cache" / LOG / good, of_validation / "unknown")
+    settings = {
+        "reference_policy_checkpoint": str(imitation),
+        "metric_cache_path": str(copied),
+        "missing_metric_caches": "skip",
+        "reward": {"workers": 0},
+    }
+    host = {**host, "val_logs": [of_validation.name]}
+    with pytest.raises(MissingMetricCaches, match="validation: 1 of 1"):
+        make(host=host, **settings)
+    make(host={**host, "limit_val_batches": 0}, **settings)
 
 
 @pytest.mark.parametrize(("missing", "stops"), [("stop", True), ("skip", False)])

@@ -63,6 +63,10 @@ def test_images_are_prepared_while_the_model_is_busy(tiny_vlm: Path, monkeypatch
         ({"vlm": {"attention": "flash"}}, "vlm.attention must be one of .* found 'flash'"),
         ({"vlm": {"hidden_length": 0}}, "vlm.hidden_length must be a whole number of at least 1, found 0"),
         ({"vlm": {"dtype": "float16"}}, "vlm.dtype must be bfloat16 or float32, found 'float16'"),
+        (
+            {"vlm": {"attention": "flash_attention_2", "dtype": "float32"}},
+            "vlm.attention=flash_attention_2 has no kernel for vlm.dtype=float32: set vlm.dtype=bfloat16, or vlm.att",
+        ),
     ],
 )
 def test_settings_that_cannot_work_are_refused_by_name(settings: dict, message: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from navsim_recogdrive.rl.callbacks import NothingScored, RLLog
@@ -49,16 +50,15 @@ class Module(pl.LightningModule):
 
 def fit(objective: Scripted, folder: Path, **settings: Any) -> dict[str, float]:
     """Two training batches and two of validation; what was logged."""
+    callbacks = [RLLog(objective), *settings.pop("callbacks", [])]  # type: ignore[arg-type]
     trainer = pl.Trainer(
         accelerator="cpu",
-        max_epochs=1,
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         default_root_dir=folder,
-        callbacks=[RLLog(objective)],  # type: ignore[arg-type]
-        **{"num_sanity_val_steps": 0, **settings},
+        callbacks=callbacks,
+        **{"num_sanity_val_steps": 0, "max_epochs": 1, "enable_checkpointing": False, **settings},
     )
     loader: DataLoader[torch.Tensor] = DataLoader(torch.ones(2, 1))  # type: ignore[arg-type]
     trainer.fit(Module(objective), loader, loader)
@@ -83,19 +83,45 @@ def test_an_epoch_is_the_mean_and_the_extremes_of_its_steps(tmp_path: Path) -> N
     assert found["val/score_stochastic"] == pytest.approx(0.5)
 
 
-def test_an_epoch_without_a_scored_scene_logs_no_reward(tmp_path: Path) -> None:
-    nothing = {**step(math.nan), "reward/scenes_not_scored": 1.0}
-    found = fit(Scripted([nothing, nothing], scored=3.0), tmp_path)
-    assert found["train/reward/scenes_not_scored_epoch"] == 1
-    assert not [name for name in found if name.startswith(("train/reward/m",))]
-    assert all(math.isfinite(value) for value in found.values())
-    found = fit(Scripted([nothing, step(0.6)], scored=3.0), tmp_path)
+NOTHING = {**step(math.nan), "reward/scenes_not_scored": 1.0}
+
+
+def test_steps_without_a_scored_scene_do_not_count(tmp_path: Path) -> None:
+    found = fit(Scripted([NOTHING, step(0.6)], scored=3.0), tmp_path)
     assert (found["train/reward/mean_epoch"], found["train/reward/min_epoch"]) == pytest.approx((0.6, 0.5))
+    assert found["train/reward/scenes_not_scored_epoch"] == 0.5
 
 
-def test_a_validation_without_a_scored_scene_ends_the_run(tmp_path: Path) -> None:
-    with pytest.raises(NothingScored, match=r"no scene of this validation could be scored.*agent\.metric_cache_path"):
-        fit(Scripted([step(0.2), step(0.6)], scored=0.0), tmp_path)
+def test_an_epoch_without_a_scored_scene_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(NothingScored, match="no scene of epoch 0 could be scored"):
+        fit(Scripted([NOTHING, NOTHING], scored=3.0), tmp_path)
+
+
+def test_part_of_an_epoch_without_a_scored_scene_does_not(tmp_path: Path) -> None:
+    found = fit(Scripted([NOTHING], scored=3.0), tmp_path, max_steps=1)
+    assert found["train/reward/scenes_not_scored_epoch"] == 1
+    assert not [name for name in found if name.startswith("train/reward/m")]
+
+
+def test_a_validation_without_a_scored_scene_costs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The epoch is kept, a checkpoint that was the best stays it, and one to come can be."""
+    objective = Scripted([step(0.2)] * 6, scored=3.0)
+    validations = iter([0.0, 3.0, 0.0])
+    best = ModelCheckpoint(tmp_path, "best-{epoch}", monitor="val/score_stochastic", mode="max")
+    kept = []
+
+    class Script(pl.Callback):
+        def on_validation_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            objective.scored = next(validations)
+
+        def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            kept.append(Path(best.best_model_path).name)
+
+    found = fit(objective, tmp_path, max_epochs=3, enable_checkpointing=True, callbacks=[Script(), best])
+    assert kept == ["", "best-epoch=0.ckpt", "best-epoch=1.ckpt"]
+    assert Path(best.best_model_path).name == "best-epoch=1.ckpt"
+    assert (found["val/scored_scenes"], caplog.text.count("no scene of this validation could be scored")) == (0, 2)
+    assert math.isnan(found["val/score_stochastic"])
 
 
 def test_a_sanity_check_without_a_scored_scene_does_not(tmp_path: Path) -> None:

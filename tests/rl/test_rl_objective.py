@@ -217,9 +217,27 @@ def test_a_rollout_used_again_has_the_conditions_of_the_policy_of_now():
     targets["token"] = ["unscorable0", "unscorable1"]
     _, found = gradients(objective, planner, features, targets)
     assert found["feature_encoder.weight"].abs().max() > 0
-    kept_ratio = 2 * objective.statistics["ratio/mean"]  # the fresh rollout is masked and adds 0
-    assert abs(kept_ratio - 1) > 1e-5
+    assert 1e-5 < abs(objective.statistics["ratio/mean"] - 1) < 0.4
     assert kept.log_prob.requires_grad is False
+
+
+def test_the_ratio_is_that_of_scored_rollouts_used_again():
+    objective, planner, _ = small_objective(updates_per_rollout=2, ratio_clip=1e-9, bc_weight=0.0)
+    found = []
+    for number, unscorable in enumerate([False, False, True, False, False]):
+        features, targets = small_batch(2)
+        if unscorable:
+            targets["token"] = ["unscorable0", "unscorable1"]
+        gradients(objective, planner, features, targets)
+        found.append((objective.statistics["ratio/mean"], objective.statistics["ratio/outside_clip"]))
+        with torch.no_grad():
+            planner.feature_encoder.weight.add_(0.3 + 0.1 * number)
+    known = [math.isfinite(mean) for mean, _ in found]
+    assert known == [False, True, True, False, True], "NaN of the first batch, and after the batch without scores"
+    for mean, outside in (row for row, is_known in zip(found, known, strict=True) if is_known):
+        assert outside > 0.9, "the fresh rollout's ratios of exactly 1 are not averaged in"
+        assert abs(mean - 1) > 1e-5
+    assert all(math.isnan(outside) for (_, outside), is_known in zip(found, known, strict=True) if not is_known)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

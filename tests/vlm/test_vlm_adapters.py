@@ -10,7 +10,7 @@ import pytest
 import torch
 from random_observation import random_observation
 
-from navsim_recogdrive.vlm import adapters
+from navsim_recogdrive.vlm import adapters, attention
 from navsim_recogdrive.vlm.adapters import LoRA, PeftMissing, TrainedVLM, make_trainable, parameter_dtype, restore
 from navsim_recogdrive.vlm.backbone import Backbone, VLMInputs
 from navsim_recogdrive.vlm.checkpoint_files import VLMCheckpointError
@@ -96,6 +96,37 @@ def test_bf16_computes_alike_in_training_and_after(load: Load) -> None:
         restored = load(training, torch.bfloat16)
         restore(restored, trained, torch.bfloat16)
         assert torch.equal(restored.hidden_states(scenes), after)
+
+
+@pytest.mark.parametrize(
+    ("training", "dtype"),
+    [("frozen", torch.float32), ("lora", torch.bfloat16), ("full", torch.bfloat16)],
+)
+def test_attention_is_computed_in_the_configured_dtype(
+    load: Load, training: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load(training, dtype)
+    if training != "frozen":
+        make_trainable(backbone, training, ADAPTERS if training == "lora" else None, dtype=dtype)
+        backbone.model.eval()
+    found: dict[str, set[torch.dtype]] = {"sdpa_attention_forward": set(), "scaled_dot_product_attention": set()}
+
+    def watch(name: str) -> None:
+        kernel = getattr(attention, name)
+
+        def spy(*arguments: object, **how: object) -> object:
+            tensors = [one for one in arguments if isinstance(one, torch.Tensor)]
+            found[name].update(one.dtype for one in tensors[:3])
+            return kernel(*arguments, **how)
+
+        monkeypatch.setattr(attention, name, spy)
+
+    for name in found:  # of whole prompts and images, and behind the prefix
+        watch(name)
+    with torch.no_grad():
+        hidden = backbone.hidden_states([backbone.prepare(random_observation(0))])
+    assert hidden.dtype == dtype
+    assert found == {name: {dtype} for name in found}
 
 
 @pytest.mark.parametrize("training", ["lora", "full"])

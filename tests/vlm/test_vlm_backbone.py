@@ -186,13 +186,14 @@ def test_running_out_of_gpu_memory_names_the_setting_that_lowers_it(checkpoint, 
         VLMOutOfMemory, match=r"with 2 scene\(s\) at once: lower dataloader.params.batch_size.*20.00 GiB"
     ):
         backbone.hidden_states(scenes[:2])
-    with pytest.raises(VLMOutOfMemory, match="lower agent.vlm.max_tiles, or use the 2B model, or free the GPU"):
+    alone = r"with 1 scene\(s\) at once: let fewer workers share the GPU .*, or use the 2B model"
+    with pytest.raises(VLMOutOfMemory, match=f"{alone}, or free the GPU"):
         backbone.hidden_states(scenes[:1])
     backbone.trainable = True
     with pytest.raises(VLMOutOfMemory, match="agent.vlm.gradient_checkpointing=true"):
         backbone.hidden_states(scenes[:1])
     backbone.model.language_model.gradient_checkpointing_enable()
-    with pytest.raises(VLMOutOfMemory, match="lower agent.vlm.max_tiles, or use the 2B model"):
+    with pytest.raises(VLMOutOfMemory, match=alone):
         backbone.hidden_states(scenes[:1])
     monkeypatch.setattr("navsim_recogdrive.vlm.loading.build_model", exhausted)
     with pytest.raises(VLMOutOfMemory, match=r"does not fit on cpu in torch.bfloat16: use .*the 2B model"):

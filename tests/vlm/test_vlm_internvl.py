@@ -109,11 +109,20 @@ def test_an_unexpected_weight_is_named(golden_checkpoint, name):
     assert name in str(error.value)
 
 
-def test_a_weight_of_another_shape_is_named_with_both_shapes(golden_checkpoint):
-    name = "vision_model.encoder.layers.0.attn.qkv.weight"
-    rewrite_weights(golden_checkpoint, lambda weights: weights.update({name: torch.zeros(48, 32)}))
-    with pytest.raises(VLMCheckpointError, match=r"qkv.weight has shape \[48, 32\], config.json asks for \[96, 32\]"):
+def test_all_weights_of_another_shape_are_named_with_both_shapes_beside_missing_ones(golden_checkpoint):
+    fused, projector, lost = "vision_model.encoder.layers.0.attn.qkv.weight", "mlp1.0.bias", "mlp1.3.bias"
+
+    def damage(weights):
+        weights.update({fused: torch.zeros(48, 32), projector: torch.zeros(2, 3)})
+        del weights[lost]
+
+    expected = list(load_file(FOLDER / "model.safetensors")[projector].shape)
+    rewrite_weights(golden_checkpoint, damage)
+    with pytest.raises(VLMCheckpointError) as error:
         load(golden_checkpoint)
+    assert f"{fused} [48, 32] (config.json asks for [96, 32])" in str(error.value)
+    assert f"{projector} [2, 3] (config.json asks for {expected})" in str(error.value)
+    assert "missing weights (by their names in transformers): multi_modal_projector.linear_2.bias;" in str(error.value)
 
 
 def test_query_and_key_norms_of_larger_towers_are_loaded(edit_config):
