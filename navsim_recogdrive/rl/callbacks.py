@@ -159,7 +159,7 @@ class RLLog(pl.Callback):
             )
         pl_module.log("val/scored_scenes", scenes, sync_dist=True)
         for name, total in zip(PLANS, sums, strict=True):
-            # NaN without scenes, which is worse than any score; without a value Lightning's ModelCheckpoint ends the run.
+            # NaN without scenes is worse than any score; without a value Lightning's ModelCheckpoint would end the run.
             pl_module.log(f"val/score_{name}", total / scenes, prog_bar=True, sync_dist=True)
 
     @staticmethod
