@@ -25,7 +25,7 @@ from navsim_recogdrive.viz.scene_view import (
     box_corners,
 )
 
-_NUPLAN_FOCAL, _NUPLAN_CENTRE, _NUPLAN_WIDTH = 1545.0, (960.0, 560.0), 1920
+_NUPLAN_FOCAL, NUPLAN_CENTRE, NUPLAN_WIDTH = 1545.0, (960.0, 560.0), 1920
 _NUPLAN_POSITION = (1.70, 0.0, 1.55)
 
 _STEP_M = 0.5
@@ -45,8 +45,8 @@ def nuplan_front_camera(image: Image) -> CameraImage:
     Args:
         image: ``[H, W, 3]`` uint8 RGB.
     """
-    scale = image.shape[1] / _NUPLAN_WIDTH
-    focal, (x, y) = _NUPLAN_FOCAL * scale, (_NUPLAN_CENTRE[0] * scale, _NUPLAN_CENTRE[1] * scale)
+    scale = image.shape[1] / NUPLAN_WIDTH
+    focal, (x, y) = _NUPLAN_FOCAL * scale, (NUPLAN_CENTRE[0] * scale, NUPLAN_CENTRE[1] * scale)
     return CameraImage(
         image,
         intrinsics=np.array([[focal, 0.0, x], [0.0, focal, y], [0.0, 0.0, 1.0]]),

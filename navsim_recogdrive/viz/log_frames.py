@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from navsim_recogdrive.observation import DRIVING_COMMANDS, Observation
+from navsim_recogdrive.viz.camera import NUPLAN_CENTRE, NUPLAN_WIDTH
 from navsim_recogdrive.viz.scene_view import (
     AGENT_KINDS,
     AgentBox,
@@ -27,8 +28,8 @@ FRONT_CAMERA = "CAM_F0"
 _GROUND_FROM_M = 25.0
 _GROUND_FROM_BOXES = 3
 _DISTORTION = 5
-_FULL_WIDTH, _FULL_HEIGHT = 1920, 1080
-_CENTRE = (960.0 / 1920, 560.0 / 1080)
+_FULL_WIDTH, _FULL_HEIGHT = NUPLAN_WIDTH, 1080
+_CENTRE = (NUPLAN_CENTRE[0] / _FULL_WIDTH, NUPLAN_CENTRE[1] / _FULL_HEIGHT)
 """The principal point of nuPlan's front cameras as shares of a picture's width and height."""
 
 _SAME = 0.01
