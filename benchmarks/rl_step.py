@@ -2,12 +2,15 @@
 
 The baseline is our own code for the same loss: every sample of a group is treated as a scene of its own, so that hidden
 states are projected, and keys and values computed, G times per scene, at each denoising step of a rollout, and once for
-every step of every sample in the log-probabilities. Both are given the same noise and must find the same loss and
-gradients (checked before anything is timed). Times are medians of interleaved runs in this process; peak memory is that
-of a process of its own per case, less what it holds before the step.
+every step of every sample in the log-probabilities. As it needs much memory, ``--baseline-scenes`` lets it go through a
+batch a few scenes at a time, with gradients accumulated. Both are given the same noise and must find the same loss and
+gradients (checked before anything is timed). Times are medians of interleaved runs in this process, on the CPU in
+processor seconds, which other work on the machine disturbs less; peak memory is that of a process of its own per case,
+less what it holds before the step.
 
-    python benchmarks/rl_step.py                          # CPU, small DiT, 8 scenes x 8 samples, 2800 x 1536
-    python benchmarks/rl_step.py --scenes 1 --repeats 1   # one scene: minutes, 15 GiB for the baseline with G = 16
+    python benchmarks/rl_step.py --baseline-scenes 1 --repeats 1 --memory-groups 8
+                                   # CPU, small DiT, 8 scenes x 8 samples, 2800 x 1536: half an hour, 8 GiB
+    python benchmarks/rl_step.py --scenes 1 --repeats 1    # one scene: minutes, 15 GiB for the baseline with G = 16
     python benchmarks/rl_step.py --quick                  # 2 scenes, 200 hidden states
     python benchmarks/rl_step.py --device cuda --dtype bfloat16
 """
@@ -16,13 +19,16 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +46,15 @@ from navsim_recogdrive.rl.losses import policy_loss, scene_mean
 from navsim_recogdrive.rl.objective import RLObjective
 from navsim_recogdrive.rl.reference import ReferencePolicy
 from navsim_recogdrive.rl.reward import RewardResult
-from navsim_recogdrive.rl.rollout import scene_condition
+from navsim_recogdrive.rl.rollout import scene_condition, score_chains
 
 Features = dict[str, Tensor]
+
+# glibc keeps what is freed for later use, in pieces that other sizes do not fit into; resident memory then tells more
+# of these pieces than of tensors. With this it returns every tensor to the system when it is freed.
+GIVE_BACK = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+
+WAYS = {"baseline": "per sample", "kept": "ours, activations kept", "ours": "ours"}
 
 
 class DistanceReward:
@@ -79,6 +91,8 @@ class Setup:
         self.reward = DistanceReward()
         policy = ReCogDrivePolicy(self.planner, SharedBackbone(VLMConfig()))
         self.objective = RLObjective(policy, self.config, self.reward, self.reference)
+        keeping = replace(self.config, recompute_activations=False)
+        self.keeping = RLObjective(policy, keeping, self.reward, self.reference)
         self.features = {
             "hidden_state": torch.randn(options.scenes, options.rows, options.hidden_size).bfloat16(),
             "past_poses": torch.randn(options.scenes, 4, 3),
@@ -87,37 +101,64 @@ class Setup:
         self.features = {name: values.to(options.device) for name, values in self.features.items()}
         self.targets = {"token": [str(scene) for scene in range(options.scenes)]}
 
-    def step(self, loss: Callable[[], Tensor]) -> Tensor:
-        """Loss and gradients, from the same noise every time, as a trainer with mixed precision does it."""
+    def step(self, parts: Callable[[], Iterable[Tensor]]) -> Tensor:
+        """Loss and gradients, from the same noise every time, as a trainer with mixed precision does it.
+
+        Args:
+            parts: makes the terms of the loss, one after the other; their gradients are accumulated.
+        """
         torch.manual_seed(1)
         self.planner.zero_grad(set_to_none=True)
         dtype = getattr(torch, self.options.dtype)
-        with torch.autocast(self.options.device, dtype=dtype, enabled=dtype != torch.float32):
-            found = loss()
-        found.backward()
-        return found.detach()
+        total = torch.zeros((), device=self.options.device)
+        terms = iter(parts())
+        while True:
+            with torch.autocast(self.options.device, dtype=dtype, enabled=dtype != torch.float32):
+                part = next(terms, None)
+            if part is None:
+                return total
+            part.backward()
+            total += part.detach()
 
-    def ours(self) -> Tensor:
+    def ours(self) -> Iterator[Tensor]:
         """The loss of one step of :class:`RLObjective`."""
-        return self.objective.loss(self.features, self.targets, self.objective.predict(self.features))
+        yield self.objective.loss(self.features, self.targets, self.objective.predict(self.features))
 
-    def baseline(self) -> Tensor:
-        """The same loss with conditions per sample."""
-        return loss_recomputing(self)
+    def kept(self) -> Iterator[Tensor]:
+        """The same without ``recompute_activations``."""
+        yield self.keeping.loss(self.features, self.targets, self.keeping.predict(self.features))
+
+    def baseline(self) -> Iterator[Tensor]:
+        """The same loss with conditions per sample, a few scenes at a time."""
+        return losses_recomputing(self)
+
+    def scenes_at_once(self) -> Iterator[slice]:
+        """The baseline's parts of the batch."""
+        count = self.options.baseline_scenes or self.options.scenes
+        return (slice(start, start + count) for start in range(0, self.options.scenes, count))
+
+    def noise(self, samples: int) -> Tensor:
+        """``[K + 1, B, samples, 8, 3]``, drawn in the order in which the planner draws it."""
+        shape = self.options.scenes, samples, 8, 3
+        count = self.planner.config.num_inference_steps + 1
+        return torch.stack([torch.randn(shape, device=self.options.device) for _ in range(count)])
 
 
 def repeat(features: Features, times: int) -> Features:
     return {name: values.repeat_interleave(times, dim=0) for name, values in features.items()}
 
 
+def part_of(features: Features, scenes: slice) -> Features:
+    return {name: values[scenes] for name, values in features.items()}
+
+
 @torch.no_grad()
-def chains_recomputing(planner: DiffusionPlanner, features: Features, samples: int, config: RLConfig) -> Tensor:
+def chains_recomputing(planner: DiffusionPlanner, features: Features, noises: Tensor, config: RLConfig) -> Tensor:
     """A DDIM rollout ``[B, N, K + 1, 8, 3]`` with the condition recomputed at every step for every sample."""
-    settings, scenes = config.rollout(planner.config.method), len(features["ego_status"])
-    device = features["ego_status"].device
-    steps = planner.method.steps(planner.config.num_inference_steps, 1.0, device)
-    repeated = repeat(features, samples)
-    x = torch.randn(scenes, samples, 8, 3, device=device)
+    settings = config.rollout(planner.config.method)
+    steps = planner.method.steps(planner.config.num_inference_steps, 1.0, noises.device)
+    repeated = repeat(features, noises.shape[2])
+    x = noises[0]
     states = [x]
     for k, timestep in enumerate(steps.timesteps):
         flat = x.flatten(0, 1).unsqueeze(1)
@@ -125,7 +166,7 @@ def chains_recomputing(planner: DiffusionPlanner, features: Features, samples: i
         mean, std = steps.step(k, x, prediction.reshape(x.shape))
         assert std is not None
         assert settings.noise_clamp is not None
-        noise = torch.randn(x.shape, device=device).clamp(-settings.noise_clamp, settings.noise_clamp)
+        noise = noises[k + 1].clamp(-settings.noise_clamp, settings.noise_clamp)
         x = mean + std.clamp(min=settings.std_floor) * noise
         states.append(x)
     states[-1] = x.clamp(-1, 1)
@@ -146,19 +187,23 @@ def log_prob_recomputing(planner: DiffusionPlanner, features: Features, states: 
     return normal.log_prob(states[:, :, 1:]).clamp(*config.log_prob_clamp).mean(dim=(-2, -1))
 
 
-def loss_recomputing(setup: Setup) -> Tensor:
-    """The published DiffGRPO loss."""
-    planner, features, config = setup.planner, setup.features, setup.config
-    states = chains_recomputing(planner, features, config.group_size, config)
-    trajectories = denormalize_trajectory(states[:, :, -1]).cpu().numpy()
-    result = setup.reward.submit(setup.targets["token"], trajectories).result()
-    log_prob = log_prob_recomputing(planner, features, states, config)
-    taught = chains_recomputing(setup.reference.on(states.device), features, 1, config)
-    cloning = log_prob_recomputing(planner, features, taught, config)
-    valid = torch.ones(len(states), dtype=torch.bool, device=states.device)
-    advantages = group_advantages(torch.as_tensor(result.scores, device=states.device), valid, config).values
-    policy = policy_loss(log_prob, advantages, valid, discount=config.denoising_discount)
-    return policy - config.bc_weight * scene_mean(cloning, valid)
+def losses_recomputing(setup: Setup) -> Iterator[Tensor]:
+    """The published DiffGRPO loss, in parts that add up to that of the batch."""
+    planner, config = setup.planner, setup.config
+    drawn, of_reference = setup.noise(config.group_size), setup.noise(1)
+    for scenes in setup.scenes_at_once():
+        features = part_of(setup.features, scenes)
+        states = chains_recomputing(planner, features, drawn[:, scenes], config)
+        trajectories = denormalize_trajectory(states[:, :, -1]).cpu().numpy()
+        result = setup.reward.submit(setup.targets["token"][scenes], trajectories).result()
+        log_prob = log_prob_recomputing(planner, features, states, config)
+        taught = chains_recomputing(setup.reference.on(states.device), features, of_reference[:, scenes], config)
+        cloning = log_prob_recomputing(planner, features, taught, config)
+        valid = torch.ones(len(states), dtype=torch.bool, device=states.device)
+        advantages = group_advantages(torch.as_tensor(result.scores, device=states.device), valid, config).values
+        policy = policy_loss(log_prob, advantages, valid, discount=config.denoising_discount)
+        loss = policy - config.bc_weight * scene_mean(cloning, valid)
+        yield loss * (len(states) / setup.options.scenes)
 
 
 def build_planner(options: argparse.Namespace) -> DiffusionPlanner:
@@ -172,53 +217,64 @@ def build_planner(options: argparse.Namespace) -> DiffusionPlanner:
 
 
 def check_agreement(setup: Setup) -> None:
-    """Stop where the two ways disagree in the loss or in any gradient."""
+    """Stop where the ways disagree in the loss or in any gradient."""
     bound = 2e-3 if setup.options.dtype == "float32" else 0.2
-    found = []
-    for loss in (setup.ours, setup.baseline):
-        value = setup.step(loss)
+    found = {}
+    for way in WAYS:
+        value = setup.step(getattr(setup, way))
         gradients = [p.grad.float().flatten() for p in setup.planner.parameters() if p.grad is not None]
-        found.append((value.item(), torch.cat(gradients)))
-    (ours, our_gradient), (theirs, their_gradient) = found
-    difference = ((our_gradient - their_gradient).norm() / their_gradient.norm()).item()
-    if not (abs(ours - theirs) <= bound * max(1, abs(theirs)) and difference <= bound):
-        raise SystemExit(f"loss {ours} and {theirs}, gradients differ by {difference:.3g}; expected at most {bound}")
-    print(f"same numbers: loss {ours:.6f} and {theirs:.6f}, gradients differ by {difference:.1e} of their norm")
+        found[way] = value.item(), torch.cat(gradients)
+    theirs, their_gradient = found.pop("baseline")
+    for way, (ours, our_gradient) in found.items():
+        difference = ((our_gradient - their_gradient).norm() / their_gradient.norm()).item()
+        if not (abs(ours - theirs) <= bound * max(1, abs(theirs)) and difference <= bound):
+            raise SystemExit(
+                f"{WAYS[way]}: loss {ours} for {theirs}, gradients differ by {difference:.3g}; expected at most {bound}"
+            )
+        print(f"{WAYS[way]}: loss {ours:.6f} for {theirs:.6f}, gradients differ by {difference:.1e} of their norm")
 
 
 def seconds(work: Callable[[], object], device: str) -> float:
     if device == "cuda":
         torch.cuda.synchronize()
-    start = time.perf_counter()
+    clock = time.perf_counter if device == "cuda" else time.process_time
+    start = clock()
     work()
     if device == "cuda":
         torch.cuda.synchronize()
-    return time.perf_counter() - start
+    return clock() - start
 
 
-def compare(name: str, baseline: Callable[[], object], ours: Callable[[], object], options: argparse.Namespace) -> None:
-    times: tuple[list[float], list[float]] = ([], [])
+def compare(name: str, ways: dict[str, Callable[[], object]], options: argparse.Namespace) -> None:
+    """Times of every way, and how many times that of ours the baseline needs."""
+    times: dict[str, list[float]] = {way: [] for way in ways}
     for _ in range(options.repeats):
-        for work, into in zip((baseline, ours), times, strict=True):
-            into.append(seconds(work, options.device))
-    theirs, mine = (statistics.median(values) for values in times)
-    print(f"{name:34} {theirs:>13.3f} {mine:>10.3f} {theirs / mine:>7.1f}")
+        for way, work in ways.items():
+            times[way].append(seconds(work, options.device))
+    medians = {way: statistics.median(values) for way, values in times.items()}
+    columns = " ".join(f"{medians[way]:>{max(len(title), 9)}.3f}" for way, title in WAYS.items())
+    print(f"{name:34} {columns} {medians['baseline'] / medians['ours']:>7.1f}")
 
 
-def log_prob_steps(setup: Setup) -> tuple[Callable[[], object], Callable[[], object]]:
+def log_prob_steps(setup: Setup) -> dict[str, Callable[[], object]]:
     """Forward and backward of a group's log-probabilities, the condition's included."""
-    planner, features, config = setup.planner, setup.features, setup.config
-    states = planner.sample_chain(scene_condition(planner, features), config.group_size).states
+    planner, config = setup.planner, setup.config
+    states = planner.sample_chain(scene_condition(planner, setup.features), config.group_size).states
 
-    def ours() -> Tensor:
-        condition: Condition = scene_condition(planner, features)
-        log_prob = planner.log_prob(condition, states, std_floor=config.log_prob_std_floor)
-        return log_prob.clamp(*config.log_prob_clamp).mean()
+    def ours(objective: RLConfig) -> Iterator[Tensor]:
+        condition: Condition = scene_condition(planner, setup.features)
+        yield score_chains(planner, condition, states, None, objective).log_prob.mean()
 
-    def baseline() -> Tensor:
-        return log_prob_recomputing(planner, features, states, config).mean()
+    def baseline() -> Iterator[Tensor]:
+        for scenes in setup.scenes_at_once():
+            part = part_of(setup.features, scenes)
+            yield log_prob_recomputing(planner, part, states[scenes], config).sum() / states[:, :, 1:, 0, 0].numel()
 
-    return lambda: setup.step(baseline), lambda: setup.step(ours)
+    return {
+        "baseline": lambda: setup.step(baseline),
+        "kept": lambda: setup.step(lambda: ours(setup.keeping.config)),
+        "ours": lambda: setup.step(lambda: ours(config)),
+    }
 
 
 class ResidentPeak:
@@ -262,7 +318,7 @@ def peak_of_step(options: argparse.Namespace, way: str, group_size: int) -> floa
 def measure_peak(way: str, group_size: int) -> float | None:
     """:func:`peak_of_step` in a process of its own; ``None`` if it does not fit into memory."""
     arguments = [sys.executable, __file__, *sys.argv[1:], "--peak", way, "--group-size", str(group_size)]
-    run = subprocess.run(arguments, stdout=subprocess.PIPE, text=True)
+    run = subprocess.run(arguments, stdout=subprocess.PIPE, text=True, env={**os.environ, **GIVE_BACK})
     return float(json.loads(run.stdout)) if run.returncode == 0 else None
 
 
@@ -273,12 +329,13 @@ def main() -> None:
     parser.add_argument("--size", default="small", choices=["small", "large"])
     parser.add_argument("--scenes", type=int, default=8)
     parser.add_argument("--group-size", type=int, default=8)
+    parser.add_argument("--baseline-scenes", type=int, help="of the baseline at a time [--scenes]")
     parser.add_argument("--rows", type=int, default=2800, help="hidden states per scene")
     parser.add_argument("--hidden-size", type=int, default=1536, help="1536 for 2B, 3584 for 8B")
     parser.add_argument("--memory-groups", type=int, nargs="*", default=[4, 8, 16], help="G of the memory table")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="2 scenes, 200 hidden states, 1 repeat, G = 4, 8")
-    parser.add_argument("--peak", choices=["ours", "baseline"], help="only print the peak memory of this way, MiB")
+    parser.add_argument("--peak", choices=list(WAYS), help="only print the peak memory of this way, MiB")
     options = parser.parse_args()
     if options.quick:
         options.scenes, options.rows, options.repeats, options.memory_groups = 2, 200, 1, [4, 8]
@@ -292,13 +349,14 @@ def main() -> None:
     )
     setup = Setup(options, options.group_size)
     check_agreement(setup)
-    print(f"{'':34} {'per sample, s':>13} {'ours, s':>10} {'ratio':>7}")
-    compare("log-probability, forward+backward", *log_prob_steps(setup), options)
-    compare("RL step", lambda: setup.step(setup.baseline), lambda: setup.step(setup.ours), options)
+    print(f"{'seconds':34} {' '.join(f'{title:>9}' for title in WAYS.values())} {'ratio':>7}")
+    compare("log-probability, forward+backward", log_prob_steps(setup), options)
+    steps: dict[str, Callable[[], object]] = {way: partial(setup.step, getattr(setup, way)) for way in WAYS}
+    compare("RL step", steps, options)
     print(f"{'peak memory of a step, MiB':34} " + " ".join(f"{f'G = {size}':>10}" for size in options.memory_groups))
-    for way in ("baseline", "ours"):
+    for way, title in WAYS.items():
         peaks = (measure_peak(way, size) for size in options.memory_groups)
-        print(f"{way:34} " + " ".join(f"{'no room' if peak is None else round(peak):>10}" for peak in peaks))
+        print(f"{title:34} " + " ".join(f"{'no room' if peak is None else round(peak):>10}" for peak in peaks))
 
 
 if __name__ == "__main__":

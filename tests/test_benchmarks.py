@@ -16,7 +16,10 @@ from typing import Any
 
 import pytest
 import torch
+from tiny_sizes import TINY_HIDDEN_SIZE, TINY_PLANNER
 from torch import Tensor
+
+from navsim_recogdrive.planner import PlannerConfig
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -41,18 +44,39 @@ def test_benchmark_runs(name: str, arguments: list[str]) -> None:
     assert json.loads(done.stdout)
 
 
-@pytest.fixture(scope="module")
-def vlm() -> ModuleType:
-    """``benchmarks/vlm.py`` as a module."""
+def load(name: str) -> ModuleType:
+    """A benchmark as a module."""
     folder = REPOSITORY / "benchmarks"
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(folder)
-        spec = importlib.util.spec_from_file_location("benchmark_of_the_vlm", folder / "vlm.py")
+        spec = importlib.util.spec_from_file_location(f"benchmark_{name}", folder / f"{name}.py")
         assert spec is not None
         assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     return module
+
+
+def test_rl_step_benchmark(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    rl_step = load("rl_step")
+    monkeypatch.setattr(rl_step.PlannerConfig, "small", lambda **_: PlannerConfig(**TINY_PLANNER))
+    hidden = ["--rows", "8", "--hidden-size", str(TINY_HIDDEN_SIZE)]
+    sizes = ["--scenes", "2", "--group-size", "2", *hidden, "--repeats", "1"]
+    arguments = [*sizes, "--baseline-scenes", "1"]
+    monkeypatch.setattr("sys.argv", ["rl_step.py", *arguments, "--memory-groups"])
+    rl_step.main()
+    lines = {line[:34].strip(): line[34:].split() for line in capsys.readouterr().out.splitlines()}
+    assert len(lines["RL step"]) == 4
+    assert all(float(number) > 0 for number in lines["RL step"])
+    for way in rl_step.WAYS:
+        monkeypatch.setattr("sys.argv", ["rl_step.py", *arguments, "--peak", way])
+        rl_step.main()
+        assert float(capsys.readouterr().out) >= 0
+
+
+@pytest.fixture(scope="module")
+def vlm() -> ModuleType:
+    return load("vlm")
 
 
 OPTIONS = Namespace(shape="tiny", device="cpu", dtype="float32", attention="sdpa", batches=[1], threads=1, repeats=1)

@@ -113,7 +113,7 @@ class ReCogDriveRLAgent(ReCogDriveAgent):
         left_out = scene_check.check(cached_scenes(run)) if from_cache else []
 
         objective = {
-            "rl": asdict(rl_config),
+            "rl": rl_config.deciding(),
             "reward": _deciding(reward_settings),
             "reference_policy_checkpoint": {"content": reference and _digest(reference_policy_checkpoint)},
         }

@@ -124,7 +124,9 @@ class DiffusionPlanner(Float32Buffers):
             keys_and_values=self.model.keys_and_values(projected),
         )
 
-    def predict(self, condition: Condition, noisy_actions: Tensor, timesteps: Tensor | int) -> Tensor:
+    def predict(
+        self, condition: Condition, noisy_actions: Tensor, timesteps: Tensor | int, *, recompute: bool = False
+    ) -> Tensor:
         """The network: noise (ddim, ddpm) or velocity (flow) at given timesteps.
 
         Args:
@@ -132,6 +134,7 @@ class DiffusionPlanner(Float32Buffers):
             noisy_actions: ``[B, N, horizon, 3]`` normalised, any N; more sample axes are allowed.
             timesteps: int or float, scalar or broadcasting to ``[B, N]``. The adaLN modulations are computed for the
                 shape given: a scalar or ``[1, 1]`` shared by all samples costs less than the same repeated.
+            recompute: see :meth:`.DiT.forward`.
 
         Returns:
             Same shape as ``noisy_actions``, in the dtype that the network computes in.
@@ -146,7 +149,8 @@ class DiffusionPlanner(Float32Buffers):
                 f"{expected[0]} scenes, found {list(noisy_actions.shape)}"
             )
         steps = torch.as_tensor(timesteps, device=noisy_actions.device)
-        return self._network(condition, noisy_actions, self._embed(condition, steps, noisy_actions.ndim - 2))
+        embedding = self._embed(condition, steps, noisy_actions.ndim - 2)
+        return self._network(condition, noisy_actions, embedding, recompute)
 
     @torch.no_grad()
     def sample(
@@ -236,6 +240,7 @@ class DiffusionPlanner(Float32Buffers):
         *,
         std_floor: float = LOG_PROB_STD_FLOOR,
         flow_noise_level: float = FLOW_NOISE_LEVEL,
+        recompute: bool = False,
     ) -> Transition:
         """Distribution of every next state of given chains under this planner, with gradients.
 
@@ -246,6 +251,7 @@ class DiffusionPlanner(Float32Buffers):
             states: ``[B, N, K + 1, horizon, 3]``, as in :attr:`Chain.states`; they are data and get no gradient.
             std_floor: smallest standard deviation of a step.
             flow_noise_level: that of the chains (:attr:`SamplerSettings.flow_noise_level`); only for flow matching.
+            recompute: see :meth:`.DiT.forward`.
 
         Returns:
             Means ``[B, N, K, horizon, 3]`` and standard deviations ``[K, 1, 1]``, float32 under autocast too.
@@ -274,7 +280,7 @@ class DiffusionPlanner(Float32Buffers):
         num_steps = before.shape[2]
         check_num_steps(num_steps, self.config.method, self.config.num_train_timesteps)
         steps = self.method.steps(num_steps, self._eta(flow_noise_level), states.device)
-        prediction = self.predict(condition, before, steps.timesteps).float()
+        prediction = self.predict(condition, before, steps.timesteps, recompute=recompute).float()
         mean, std = steps.step(slice(None), before, prediction)
         assert std is not None
         return Transition(mean, std.clamp(min=std_floor))
@@ -327,14 +333,16 @@ class DiffusionPlanner(Float32Buffers):
             self.action_encoder.encode_timesteps(timesteps), self.model.modulations(condition.ego_status, timesteps)
         )
 
-    def _network(self, condition: Condition, noisy_actions: Tensor, embedding: _TimestepEmbedding) -> Tensor:
+    def _network(
+        self, condition: Condition, noisy_actions: Tensor, embedding: _TimestepEmbedding, recompute: bool = False
+    ) -> Tensor:
         actions = self.action_encoder(self._as_parameters(noisy_actions), embedding.action_time)
         actions = actions + self.position_embedding.weight.to(actions.dtype)
         size = self.config.embedding_size
         fused = F.linear(actions, self.fusion_projector.weight[:, 2 * size :])
         context = condition.context.reshape(condition.batch_size, *[1] * (noisy_actions.ndim - 2), size)
         decoded: Tensor = self.action_decoder(
-            self.model(fused + context, embedding.modulations, condition.keys_and_values)
+            self.model(fused + context, embedding.modulations, condition.keys_and_values, recompute=recompute)
         )
         return decoded
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 from navsim_recogdrive.planner.configuration import FLOW_NOISE_LEVEL, LOG_PROB_STD_FLOOR, Method, SamplerSettings
 from navsim_recogdrive.policy.settings import InvalidSetting
@@ -47,6 +47,8 @@ class RLConfig:
             after it. Needs ``ratio_clip``, and activations and hidden states of U batches in memory.
         ratio_clip: the importance ratio of a rollout used again is clipped to 1 +- this (GRPO, PPO: 0.2). Needs
             ``updates_per_rollout`` of at least 2: the ratio of a fresh rollout is 1.
+        recompute_activations: keep only the inputs of the planner's blocks and run the blocks a second time in the
+            backward pass, so that memory hardly grows with G. Loss and gradients are the same.
 
     Raises:
         InvalidSetting: for a value that cannot work, or a setting that could not act.
@@ -68,6 +70,7 @@ class RLConfig:
     kl_weight: float = 0.0
     updates_per_rollout: int = 1
     ratio_clip: float | None = None
+    recompute_activations: bool = True
 
     def __post_init__(self) -> None:
         for name, smallest in (("group_size", 2), ("updates_per_rollout", 1)):
@@ -78,6 +81,8 @@ class RLConfig:
         for name in ("rollout_std_floor", "advantage_epsilon", "min_reward_spread", "bc_weight", "kl_weight"):
             value = getattr(self, name)
             _require(_is_number(value) and value >= 0, name, "a number of at least 0", value)
+        recompute = self.recompute_activations
+        _require(isinstance(recompute, bool), "recompute_activations", "true or false", recompute)
         clamp = self.clamp_chain_end
         _require(clamp is None or isinstance(clamp, bool), "clamp_chain_end", "true, false or null", clamp)
         for name in ("rollout_noise_clamp", "ratio_clip"):
@@ -105,6 +110,10 @@ class RLConfig:
     def needs_reference(self) -> bool:
         """Whether a term of the loss reads the reference policy."""
         return self.bc_weight > 0 or self.kl_weight > 0
+
+    def deciding(self) -> dict[str, Any]:
+        """What decides the weights' updates, not how they are computed; a resumed run must have the same."""
+        return {name: value for name, value in asdict(self).items() if name != "recompute_activations"}
 
     def rollout(self, method: Method) -> SamplerSettings:
         """How rollouts and the reference policy's chains are drawn with a planner of this method."""

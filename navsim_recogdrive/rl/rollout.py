@@ -118,7 +118,11 @@ def score_chains(
     group = states.shape[1]
     chains = states if reference is None or reference.states is None else torch.cat([states, reference.states], dim=1)
     transitions = planner.transitions(
-        condition, chains, std_floor=config.log_prob_std_floor, flow_noise_level=config.flow_noise_level
+        condition,
+        chains,
+        std_floor=config.log_prob_std_floor,
+        flow_noise_level=config.flow_noise_level,
+        recompute=config.recompute_activations,
     )
     unclamped = transitions.log_prob(chains[:, :, 1:])
     log_prob = unclamped.clamp(*config.log_prob_clamp).mean(dim=(-2, -1))

@@ -80,9 +80,9 @@ def test_a_resumed_run_must_have_the_same_reference_policy(
         monkeypatch.setattr(rl_agent, name, lambda *_: None)
     monkeypatch.setattr(rl_agent.ReCogDriveAgent, "__init__", stop)
 
-    def fixed(path: Path) -> Any:
+    def fixed(path: Path, **settings: Any) -> Any:
         with pytest.raises(Made) as made:
-            make(reference_policy_checkpoint=str(path), metric_cache_path="caches")
+            make(reference_policy_checkpoint=str(path), metric_cache_path="caches", **settings)
         return made.value.args[0]
 
     moved, other = tmp_path / "moved.ckpt", tmp_path / "other.ckpt"
@@ -93,6 +93,8 @@ def test_a_resumed_run_must_have_the_same_reference_policy(
     assert fixed(moved) == fixed(imitation)
     assert fixed(other) != fixed(imitation)
     before = fixed(imitation)
+    assert fixed(imitation, rl={"recompute_activations": False}) == before
+    assert fixed(imitation, rl={"group_size": 4}) != before
     monkeypatch.setattr(rl_agent, "NAVSIM_NAME", "another")
     changed = {name for name, value in fixed(imitation).items() if value != before[name]}
     assert changed == {"agent.reward.navsim"}, "the reward would become another score"

@@ -46,6 +46,7 @@ def test_defaults_are_the_published_values():
         ("bc_weight", -1, "at least 0"),
         ("kl_weight", float("inf"), "at least 0"),
         ("ratio_clip", -0.2, "positive or null"),
+        ("recompute_activations", 1, "true or false"),
     ],
 )
 def test_impossible_values_are_refused_by_name(name, value, message):

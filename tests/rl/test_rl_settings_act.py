@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
@@ -33,6 +34,7 @@ CASES: dict[str, tuple[dict[str, Any], Any, Any, str]] = {
     "kl_weight": ({}, 0.0, 0.1, "loss"),
     "updates_per_rollout": (AGAIN, 2, 3, "loss"),
     "ratio_clip": (AGAIN, 0.2, 1e-4, "loss"),
+    "recompute_activations": ({}, True, False, "memory"),
 }
 
 
@@ -82,8 +84,61 @@ def test_a_setting_acts(name: str) -> None:
     assert losses == losses_again
     other_drawn, other_losses = three_steps(**{**beside, name: second})
     same_chains = drawn[0].shape == other_drawn[0].shape and torch.equal(drawn[0], other_drawn[0])
-    assert same_chains == (on == "loss")
+    assert same_chains == (on != "chains")
+    if on == "memory":
+        assert losses == other_losses
+        return
     assert losses != pytest.approx(other_losses, rel=1e-5)
+
+
+class KeptBytes:
+    """What autograd keeps for backward passes inside a ``with``: storages, each once, those of ``known`` left out."""
+
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        self._known = {tensor.untyped_storage().data_ptr() for tensor in known}
+        self._found: dict[int, torch.Tensor] = {}
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._keep, lambda tensor: tensor)
+
+    def _keep(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.untyped_storage().data_ptr() not in self._known:
+            self._found[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    def __enter__(self) -> KeptBytes:
+        self._hooks.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._hooks.__exit__(*error)
+
+    def __int__(self) -> int:
+        return sum(tensor.untyped_storage().nbytes() for tensor in self._found.values())
+
+
+@pytest.mark.parametrize("method", ["ddim", "flow"])
+def test_recomputing_keeps_little_per_sample_and_changes_no_gradient(method: str) -> None:
+    planner = small_planner(method).train()
+    features, _ = small_batch(2)
+
+    def backward(group: int, recompute: bool, autocast: bool = False) -> tuple[int, list[torch.Tensor]]:
+        generator = torch.Generator().manual_seed(group)
+        states = 0.3 * torch.randn(2, group, planner.config.num_inference_steps + 1, 8, 3, generator=generator)
+        config = RLConfig(group_size=group, recompute_activations=recompute)
+        planner.zero_grad(set_to_none=True)
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            condition = scene_condition(planner, features)
+            with KeptBytes([*planner.parameters(), *planner.buffers(), *features.values()]) as kept:
+                scores = score_chains(planner, condition, states, None, config)
+        scores.log_prob.sum().backward()
+        return int(kept), [parameter.grad for parameter in planner.parameters() if parameter.grad is not None]
+
+    for autocast in (False, True):
+        (few, found), (many, expected) = backward(4, True, autocast), backward(4, False, autocast)
+        assert len(found) == len(expected) > 0
+        assert all(map(torch.equal, found, expected))
+        per_sample = [(backward(8, recompute)[0] - backward(4, recompute)[0]) / 4 for recompute in (True, False)]
+        assert 0 < per_sample[0] < per_sample[1] / 3
+        assert few < many / 2
 
 
 @pytest.mark.parametrize(
