@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import pickle
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from preloaded_python import PreloadedPython
 
 ON_CPU = [
     "trainer.params.accelerator=cpu",
@@ -20,6 +20,7 @@ ON_CPU = [
 ]
 EVERY_FRAME = "train_test_split.scene_filter.frame_interval=1"
 REPOSITORY = Path(__file__).parents[2]
+_PYTHON = PreloadedPython()
 _METRIC_CACHES: dict[tuple[Path, str], Path] = {}
 """Of a world and a split, where the first test had them made."""
 
@@ -27,7 +28,8 @@ _METRIC_CACHES: dict[tuple[Path, str], Path] = {}
 class Runners:
     """Runs NAVSIM's scripts from an empty folder, as a user would; ``output`` is what the last one printed.
 
-    They run in ``environment``, which a test may change.
+    They run in ``environment``, which a test may change. ``run`` starts them with the words of ``prefix``, by default
+    with Python.
     """
 
     def __init__(self, world: Path, vlm: Path, folder: Path) -> None:
@@ -54,17 +56,17 @@ class Runners:
         }
 
     def run(
-        self, script: str, *overrides: str, expect_failure: bool = False, prefix: tuple[str, ...] = (sys.executable,)
+        self, script: str, *overrides: str, expect_failure: bool = False, prefix: tuple[str, ...] | None = None
     ) -> str:
-        done = subprocess.run(
-            [*prefix, str(self._scripts / script), *overrides],
-            cwd=self._cwd,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-        )
-        self.output = done.stdout + done.stderr
-        assert (done.returncode != 0) == expect_failure, self.output[-6000:]
+        words = [str(self._scripts / script), *overrides]
+        if prefix is None:
+            status, self.output = _PYTHON.run(words, self._cwd, self.environment)
+        else:
+            done = subprocess.run(
+                [*prefix, *words], cwd=self._cwd, env=self.environment, capture_output=True, text=True
+            )
+            status, self.output = done.returncode, done.stdout + done.stderr
+        assert (status != 0) == expect_failure, self.output[-6000:]
         return self.output
 
     def cache_metrics(self, split: str = "test", folder: str = "metric_cache") -> Path:
