@@ -40,7 +40,7 @@ from navsim_recogdrive.vlm.tiling import normalize_tiles
 PUBLISHED_LENGTH = 2800
 
 
-def build_backbone(options: argparse.Namespace) -> Backbone:
+def build_backbone(options: argparse.Namespace, with_head: bool = False) -> Backbone:
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = load_qwen2_tokenizer(write_tiny_checkpoint(Path(folder) / "tokenizer"))
     family = random_internvl(
@@ -49,6 +49,7 @@ def build_backbone(options: argparse.Namespace) -> Backbone:
         getattr(torch, options.dtype),
         options.device,
         options.attention,
+        with_head,
     )
     identity = VLMIdentity(family.architecture.hidden_size, PUBLISHED_LENGTH, "random")
     preparation = ScenePreparation(

@@ -91,10 +91,12 @@ SHAPES = {
 }
 
 
-def random_internvl(shape: Shape, image_token_id: int, dtype: torch.dtype, device: str, attention: str) -> InternVL:
+def random_internvl(
+    shape: Shape, image_token_id: int, dtype: torch.dtype, device: str, attention: str, with_head: bool = False
+) -> InternVL:
     """An InternVL with random weights, made on its device instead of loaded."""
     architecture = read_hub_internvl(Path("config.json"), shape.config())
-    plan = blueprint(architecture, (), image_token_id)
+    plan = blueprint(architecture, (), image_token_id, with_head)
     with torch.device(device):
         model = plan.kind._from_config(plan.config, attn_implementation=kernel_name(attention), dtype=dtype)
     return InternVL(architecture, model.requires_grad_(False).eval())

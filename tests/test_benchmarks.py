@@ -29,6 +29,7 @@ REPOSITORY = Path(__file__).parents[1]
     [
         ("planner", ["--quick"]),
         ("vlm", ["--shape", "tiny", "--repeats", "1", "--batches", "1"]),
+        ("vlm_text", ["--shape", "tiny", "--repeats", "1", "--batches", "2", "--tokens", "5"]),
         ("cache", ["--quick"]),
         ("image_tiles", ["--repeats", "1", "--tile-size", "56"]),
     ],

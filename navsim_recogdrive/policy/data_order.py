@@ -18,6 +18,7 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, RandomSampler, Sampler
 
+from navsim_recogdrive.policy.collation import name_unequal_scenes
 from navsim_recogdrive.policy.loader_workers import let_signals_pass
 
 
@@ -74,7 +75,7 @@ def scene_tokens(dataset: Any) -> Sequence[str] | None:
 
 
 class OrderedScenes(pl.Callback):
-    """Gives the training loader a :class:`SceneOrder` and both loaders workers that outlive a signal.
+    """Gives the training loader a :class:`SceneOrder`; both loaders workers that outlive a signal, and clear errors.
 
     Attributes:
         order: of the training loader, once Lightning has prepared it; ``None`` for one that is not
@@ -122,6 +123,7 @@ class OrderedScenes(pl.Callback):
         if loader.generator is None:
             loader.generator = torch.Generator().manual_seed(seed + trainer.global_rank)
         let_signals_pass(loader, trainer.global_rank)
+        name_unequal_scenes(loader)
         sampler = loader.sampler
         if isinstance(sampler, DistributedSampler) and sampler.shuffle and not sampler.drop_last:
             order = SceneOrder(loader.dataset, sampler.seed, sampler.num_replicas, sampler.rank)

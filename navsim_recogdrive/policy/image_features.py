@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def tile_features(preparation: ScenePreparation, observation: Observation) -> dict[str, Tensor]:
-    """Tiles and prompt of one scene, in shapes that are the same for every scene.
+    """Tiles and prompt of one scene, in shapes that are the same for every scene (Qwen: with images of one size).
 
     Returns:
         ``image_tiles`` [T, h, w, 3] uint8, filled up with black tiles, as a tensor that pickles itself small,

@@ -6,7 +6,9 @@ Beside ``state_dict`` a checkpoint holds ``navsim_recogdrive.vlm``, a
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,8 @@ from navsim_recogdrive.observation import CAMERA_SETS
 from navsim_recogdrive.planner.checkpoints import read_checkpoint
 from navsim_recogdrive.policy.configuration import VLMConfig
 from navsim_recogdrive.policy.settings import InvalidSetting
+
+logger = logging.getLogger(__name__)
 
 _KEY, _VLM = "navsim_recogdrive", "vlm"
 
@@ -82,7 +86,7 @@ def remembered_vlm_config(checkpoint: str | Path) -> VLMConfig | None:
 
 
 def check_remembered_vlm(checkpoint: str | Path, configured: CacheIdentity) -> None:
-    """Make sure that a planner gets hidden states of the VLM that it was trained with.
+    """Make sure that a planner gets hidden states of the VLM that it was trained with; warns of another dtype.
 
     Raises:
         InvalidSetting: if the checkpoint remembers another, with both.
@@ -96,3 +100,17 @@ def check_remembered_vlm(checkpoint: str | Path, configured: CacheIdentity) -> N
             f"  configured:   {configured.describe()}\nSet agent.vlm (path, prompt_profile, hidden_length, max_tiles) "
             "and agent.cam_type as they were in training"
         )
+    if remembered is not None and remembered.dtype != configured.dtype:
+        _warn_of_dtype(remembered.dtype, configured.dtype)
+
+
+@lru_cache(maxsize=4)
+def _warn_of_dtype(trained: str, configured: str) -> None:
+    """Once per process: NAVSIM's workers make an agent per task."""
+    logger.warning(
+        "the planner was trained on hidden states computed in %s, here they are computed in %s: plans differ from "
+        "those of its validation by rounding. Set agent.vlm.dtype=%s for the same.",
+        trained,
+        configured,
+        trained,
+    )

@@ -92,8 +92,8 @@ def evaluate(settings: EvaluationSettings) -> dict[str, Any]:
 
     Raises:
         InvalidEvaluation: for lines that are no trajectory questions, or in other words than the prompt profile's;
-            images of which none is in ``root`` or none can be read; a device or attention kernel that is not there;
-            answers in ``output`` that are damaged or another evaluation's.
+            images of which none is in ``root`` or none can be read; a device or attention kernel that is not there, or
+            a kernel that does not know the dtype; answers in ``output`` that are damaged or another evaluation's.
         ValueError: for an unusable VLM or prompt profile.
     """
     device = _device(settings)
@@ -148,6 +148,10 @@ def _device(settings: EvaluationSettings) -> torch.device:
     from navsim_recogdrive.policy.backbones import resolve_device
     from navsim_recogdrive.vlm.attention import kernel_name
 
+    if settings.attention == "flash_attention_2" and settings.dtype == "float32":
+        raise InvalidEvaluation(
+            "--attention flash_attention_2 has no kernel for --dtype float32: set --dtype bfloat16, or --attention sdpa"
+        )
     try:
         kernel_name(settings.attention)
         return resolve_device(settings.device, "--device")

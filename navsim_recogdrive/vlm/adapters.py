@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from navsim_recogdrive.vlm.checkpoint_files import VLMCheckpointError, shortened
+from navsim_recogdrive.vlm.checkpoint_files import VLMCheckpointError, listed
 
 if TYPE_CHECKING:
     from navsim_recogdrive.vlm.backbone import Backbone
@@ -172,7 +172,7 @@ def restore(backbone: Backbone, trained: TrainedVLM, dtype: torch.dtype) -> None
 
     Raises:
         PeftMissing: for adapters without peft.
-        VLMCheckpointError: for another base VLM, or weights that do not fit it, listing them.
+        VLMCheckpointError: for another base VLM, or weights that do not fit it or are not finite, listing them.
     """
     check_base(backbone.fingerprint, trained)
     _shape(backbone, trained.training, trained.lora, dtype)
@@ -199,7 +199,8 @@ def load_trained(backbone: Backbone, trained: TrainedVLM) -> None:
     """Copy trained weights into a backbone that has been shaped for them.
 
     Raises:
-        VLMCheckpointError: for missing or unexpected weights, or others of another shape; nothing is changed then.
+        VLMCheckpointError: for missing or unexpected weights, others of another shape, or values that are not finite;
+            nothing is changed then.
     """
     parameters = trained_parameters(backbone.model, trained.training)
     shapes = [
@@ -213,8 +214,19 @@ def load_trained(backbone: Backbone, trained: TrainedVLM) -> None:
         "other shape": shapes,
     }
     if any(differences.values()):
-        listed = "; ".join(f"{kind}: {shortened(names)}" for kind, names in differences.items() if names)
-        raise VLMCheckpointError(f"the checkpoint's trained VLM does not fit its base VLM: {listed}")
+        found = [
+            f"{kind}: {listed(f'weights of a trained VLM, {kind}', names)}"
+            for kind, names in differences.items()
+            if names
+        ]
+        raise VLMCheckpointError(f"the checkpoint's trained VLM does not fit its base VLM: {'; '.join(found)}")
+    broken = [name for name, weight in sorted(trained.weights.items()) if not torch.isfinite(weight).all()]
+    if broken:
+        names = listed("weights of a trained VLM that are not finite", broken)
+        raise VLMCheckpointError(
+            f"the checkpoint's trained VLM holds values that are not finite: {names}; its training has diverged, or "
+            "the file is damaged: use an earlier checkpoint"
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(trained.weights[name])

@@ -148,6 +148,13 @@ class Backbone:
         with self.computing(1):
             return self._prefix_and_padding()[1]
 
+    def shared_prefix(self) -> language.Prefix | None:
+        """What is kept of the tokens that all prompts begin with; ``None`` while the model is trainable.
+
+        To be called within :meth:`computing`; never to be written to.
+        """
+        return None if self.trainable else self._prefix_and_padding()[0]
+
     def _prefix_and_padding(self) -> tuple[language.Prefix, Tensor]:
         if self._constants is not None and not self.trainable:
             return self._constants

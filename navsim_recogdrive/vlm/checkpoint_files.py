@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
+
+logger = logging.getLogger(__name__)
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -85,7 +88,8 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
                 )
             tensors[name] = tensor
     if weight_map is not None and (lost := sorted(weight_map.keys() - tensors.keys())):
-        raise VLMCheckpointError(f"{INDEX_FILE} names tensors that no shard holds: {shortened(lost)}")
+        what = f"tensors that {directory / INDEX_FILE} names and no shard holds"
+        raise VLMCheckpointError(f"{INDEX_FILE} names tensors that no shard holds: {listed(what, lost)}")
     return tensors
 
 
@@ -118,6 +122,13 @@ def shortened(names: list[str], limit: int = 8) -> str:
     """List names for an error message, the first few in full."""
     rest = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + rest
+
+
+def listed(what: str, names: list[str]) -> str:
+    """As :func:`shortened`; where that leaves names out, the log has them all."""
+    if (short := shortened(names)) != ", ".join(names):
+        logger.error("all %d %s: %s", len(names), what, ", ".join(names))
+    return short
 
 
 def _weight_map(index: Path) -> dict[str, str]:

@@ -42,6 +42,11 @@ class Family(Protocol):
         """What the configuration says."""
         ...
 
+    @property
+    def writes_behind_prefix(self) -> bool:
+        """Transformers' ``generate`` can go on behind keys and values of the prompts' first tokens."""
+        ...
+
     def image_rows(self, tiles: Tensor) -> ImageRows:
         """Vision tower and projector: ``[N, h, w, 3]`` uint8 tiles of one size, on the model's device."""
         ...
@@ -50,6 +55,12 @@ class Family(Protocol):
         """Rotary positions of a prompt ``[S]`` whose tiles have ``tile_size`` (h, w): ``[S]``, or ``[3, S]``."""
         ...
 
-    def generate_arguments(self, token_ids: Tensor, tiles: Tensor) -> dict[str, Tensor]:
-        """What transformers' ``generate`` needs beside ids and mask, for prompts ``[B, S]`` and all their tiles."""
+    def generate_arguments(self, token_ids: Tensor, mask: Tensor, tiles: Tensor) -> dict[str, Tensor]:
+        """What transformers' ``generate`` needs beside ids and mask, on the model's device.
+
+        Args:
+            token_ids: ``[B, S]`` on the CPU, padded anywhere.
+            mask: ``[B, S]`` on the CPU, 1 for a prompt's own tokens, 0 for padding.
+            tiles: all of the prompts, in order, on the model's device.
+        """
         ...

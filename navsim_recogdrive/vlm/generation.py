@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from transformers import GenerationConfig
 from navsim_recogdrive.observation import HORIZON_POSES
 from navsim_recogdrive.vlm.answers import LARGEST_COORDINATE_M, LARGEST_HEADING_RAD
 from navsim_recogdrive.vlm.backbone import PAD_TOKEN, Backbone, VLMInputs
+from navsim_recogdrive.vlm.language import GrowingCache
 from navsim_recogdrive.vlm.prompts import added_token_id
 
 END_TOKENS = ("<|im_end|>", PAD_TOKEN)
@@ -35,8 +37,11 @@ def generate(backbone: Backbone, inputs: Sequence[VLMInputs], max_new_tokens: in
     """Let the VLM answer the prompts of several scenes, always taking the likeliest token.
 
     Nothing but the arguments decides the answer: a checkpoint's ``generation_config.json`` (sampling, repetition
-    penalties) is not read. Prompts of different lengths are padded in front and masked, so a scene's answer is the one
-    it gets by itself, up to ties within the rounding of the dtype. Every answer ends after ``max_new_tokens``.
+    penalties) is not read. Prompts continue from the prefix that hidden states continue from, too, see
+    :mod:`~navsim_recogdrive.vlm.language`; those of different lengths are padded behind it and masked. So a scene's
+    answer is the one that its whole prompt gets by itself, up to ties within the rounding of the dtype. Every answer
+    ends after ``max_new_tokens``. Whole prompts are computed for a model in training, and for Qwen with transformers
+    before 5.2, which gives tokens behind a prefix the wrong positions.
 
     Args:
         backbone: loaded with its head (``load_backbone(..., with_head=True)``).
@@ -76,7 +81,12 @@ def generate(backbone: Backbone, inputs: Sequence[VLMInputs], max_new_tokens: in
 
 
 def longest_answer(backbone: Backbone) -> int:
-    """Tokens that eight poses take at their longest writing in the backbone's prompt profile, end token included."""
+    """Tokens that eight poses take at their longest writing in the backbone's prompt profile, end token included.
+
+    Raises:
+        PromptError: if the tokenizer lacks a token that ends an answer.
+    """
+    _end_ids(backbone)
     # -249.99: a sign and every digit, each a token of its own
     poses = np.full((HORIZON_POSES, 3), 0.01 - LARGEST_COORDINATE_M)
     poses[:, 2] = 0.01 - LARGEST_HEADING_RAD
@@ -86,15 +96,19 @@ def longest_answer(backbone: Backbone) -> int:
 
 def _generate(inputs: list[VLMInputs], backbone: Backbone, max_new_tokens: int) -> list[GeneratedText]:
     """Answers of scenes whose tiles have one size."""
-    tokenizer, device = backbone.tokenizer, backbone.device
-    end_ids = [added_token_id(tokenizer, token) for token in END_TOKENS]
+    tokenizer, device, family = backbone.tokenizer, backbone.device, backbone.family
+    end_ids = _end_ids(backbone)
     pad_id = added_token_id(tokenizer, PAD_TOKEN)
     longest = max(len(scene.token_ids) for scene in inputs)
+    shared = len(backbone.preparation.prefix_ids)
     token_ids = torch.full((len(inputs), longest), pad_id)
     mask = torch.zeros_like(token_ids)
     for row, scene in enumerate(inputs):
-        token_ids[row, longest - len(scene.token_ids) :] = torch.from_numpy(scene.token_ids)
-        mask[row, longest - len(scene.token_ids) :] = 1
+        own = torch.from_numpy(scene.token_ids[shared:])
+        token_ids[row, :shared] = torch.from_numpy(scene.token_ids[:shared])
+        token_ids[row, longest - len(own) :] = own
+        mask[row, :shared] = 1
+        mask[row, longest - len(own) :] = 1
     tiles = torch.cat([torch.as_tensor(scene.tiles) for scene in inputs])
     how = GenerationConfig(
         do_sample=False,
@@ -106,10 +120,12 @@ def _generate(inputs: list[VLMInputs], backbone: Backbone, max_new_tokens: int) 
     )
     lower = "agent.generation.max_new_tokens or agent.vlm.max_tiles, plan fewer scenes at once"
     with torch.no_grad(), backbone.computing(len(inputs), lower):
-        token_ids, mask, tiles = token_ids.to(device), mask.to(device), tiles.to(device)
-        arguments = backbone.family.generate_arguments(token_ids, tiles)
-        written = backbone.family.generator.generate(
-            input_ids=token_ids, attention_mask=mask, generation_config=how, **arguments
+        prefix = backbone.shared_prefix() if family.writes_behind_prefix else None
+        arguments: dict[str, Any] = {**family.generate_arguments(token_ids, mask, tiles.to(device))}
+        if prefix is not None:
+            arguments["past_key_values"] = GrowingCache(prefix, len(inputs))
+        written = family.generator.generate(
+            input_ids=token_ids.to(device), attention_mask=mask.to(device), generation_config=how, **arguments
         )
     answers = []
     for new_ids in written[:, longest:].cpu().numpy():
@@ -118,6 +134,10 @@ def _generate(inputs: list[VLMInputs], backbone: Backbone, max_new_tokens: int) 
         text = tokenizer.decode(kept.tolist(), skip_special_tokens=False, clean_up_tokenization_spaces=False)
         answers.append(GeneratedText(text, finished=len(ends) > 0))
     return answers
+
+
+def _end_ids(backbone: Backbone) -> list[int]:
+    return [added_token_id(backbone.tokenizer, token) for token in END_TOKENS]
 
 
 def _by_tile_size(inputs: Sequence[VLMInputs]) -> list[list[int]]:

@@ -57,6 +57,7 @@ class InternVL:
     def __init__(self, architecture: InternVLArchitecture, built: Any) -> None:
         self.architecture = architecture
         self.generator, self.model = split_head(built)
+        self.writes_behind_prefix = True
 
     def image_rows(self, tiles: Tensor) -> ImageRows:
         """Vision tower, pixel shuffle and projector: ``[N, tile, tile, 3]`` uint8 -> rows ``[N, 256, D]``."""
@@ -71,7 +72,7 @@ class InternVL:
         """``[S]``: 0, 1, 2, ..."""
         return np.arange(len(token_ids))
 
-    def generate_arguments(self, token_ids: Tensor, tiles: Tensor) -> dict[str, Tensor]:
+    def generate_arguments(self, token_ids: Tensor, mask: Tensor, tiles: Tensor) -> dict[str, Tensor]:
         """The normalised tiles of all prompts, in order."""
         return {"pixel_values": normalize_tiles(tiles).to(self.model.vision_tower.dtype)}
 

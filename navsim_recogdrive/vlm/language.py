@@ -1,8 +1,8 @@
 """The language model over several prompts that begin alike: shared prefix, one batch, no head.
 
 Every prompt of a profile starts with the same tokens (291 in the published one). A causal model's rows for them are the
-same for every scene, so a frozen model computes their keys and values once and every batch of hidden states continues
-from them. Text generation and training run whole prompts.
+same for every scene, so a frozen model computes their keys and values once, and every batch continues from them, of
+hidden states and of text. Training runs whole prompts.
 """
 
 from __future__ import annotations
@@ -28,15 +28,21 @@ class Prefix:
     keys_and_values: tuple[tuple[Tensor, Tensor], ...]
 
 
-class _Continued(DynamicCache):
-    """A prefix as transformers' key/value cache; what is added is handed on and not kept."""
+class GrowingCache(DynamicCache):
+    """A prefix as transformers' key/value cache of ``batch`` prompts, which generation adds to; a copy of its own."""
 
     def __init__(self, prefix: Prefix, batch: int) -> None:
-        expanded = [
-            (keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1))
-            for keys, values in prefix.keys_and_values
-        ]
-        super().__init__(expanded)
+        # Each layer joins what it is given into tensors of its own, so nothing is ever written to the prefix.
+        super().__init__(
+            [
+                (keys.expand(batch, -1, -1, -1), values.expand(batch, -1, -1, -1))
+                for keys, values in prefix.keys_and_values
+            ]
+        )
+
+
+class _Continued(GrowingCache):
+    """The same for a single pass; what is added is handed on and not kept."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any

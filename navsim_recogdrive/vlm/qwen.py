@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Collection
 from typing import Any
@@ -55,6 +54,8 @@ class Qwen:
         self.architecture = architecture
         self._image_token_id = int(built.config.image_token_id)
         self.generator, self.model = split_head(built)
+        # Since release 5.2 transformers' generate takes positions; before, it counts what follows a prefix from zero.
+        self.writes_behind_prefix = "_prepare_position_ids_for_generation" in vars(type(built))
 
     def image_rows(self, tiles: Tensor) -> ImageRows:
         """Vision tower and merger: ``[N, h, w, 3]`` uint8 -> ``[N, (h / unit) * (w / unit), D]``, units of 28 or 32."""
@@ -95,12 +96,15 @@ class Qwen:
             done = end
         return np.concatenate([*parts, _counting(position, len(token_ids) - done)], axis=1)
 
-    def generate_arguments(self, token_ids: Tensor, tiles: Tensor) -> dict[str, Tensor]:
-        """The patches of all images in order, their grids, and which tokens stand for them."""
+    def generate_arguments(self, token_ids: Tensor, mask: Tensor, tiles: Tensor) -> dict[str, Tensor]:
+        """The patches of all images in order, their grids, and where tokens stand, as for hidden states."""
         arguments = {"pixel_values": self._patches(tiles), "image_grid_thw": self._grid(tiles)}
-        # Releases of transformers before this argument find the images by their tokens.
-        if "mm_token_type_ids" in inspect.signature(self.generator.forward).parameters:
-            arguments["mm_token_type_ids"] = (token_ids == self._image_token_id).int()
+        if self.writes_behind_prefix:
+            height, width = tiles.shape[1:3]
+            positions = torch.zeros((3, *token_ids.shape), dtype=torch.int64)
+            for row, (ids, own) in enumerate(zip(token_ids, mask.bool(), strict=True)):
+                positions[:, row, own] = torch.from_numpy(self.positions(ids[own].numpy(), (height, width)))
+            arguments["position_ids"] = positions.to(tiles.device)
         return arguments
 
     def _patches(self, tiles: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ model. Which stored tensor fills which parameter is settled before a byte of dat
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +16,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from navsim_recogdrive.vlm.attention import kernel_name
-from navsim_recogdrive.vlm.checkpoint_files import StoredTensor, VLMCheckpointError, shortened
-
-logger = logging.getLogger(__name__)
+from navsim_recogdrive.vlm.checkpoint_files import StoredTensor, VLMCheckpointError, listed
 
 Rename = Callable[[str], tuple[str, ...]]
 """The parameters a stored tensor fills: one; several for a fused one, chunked along dim 0; none if it is left out."""
@@ -73,7 +70,8 @@ def build_model(
 
     Raises:
         VLMCheckpointError: naming missing and unexpected weights and those of another shape than the configuration's
-            (the first 8 of each; the log has all), or what transformers has against the configuration.
+            (the first 8 of each; the log has all), those that are not finite, or what transformers has against the
+            configuration.
         ValueError: for an attention kernel that is unknown or not installed.
     """
     kernel = kernel_name(attention)
@@ -94,13 +92,25 @@ def build_model(
     model.tie_weights()  # to_empty gave tied parameters memory of their own
 
     destinations = model.state_dict()  # shares the parameters' memory
+    broken = []
     for file, names in _by_file(tensors):
         with safe_open(file, framework="pt", device="cpu") as stream:
             for name in names:
                 natives = sources[name]
-                parts = stream.get_tensor(name).chunk(len(natives)) if natives else ()
+                if not natives:
+                    continue
+                stored = stream.get_tensor(name)
+                if not torch.isfinite(stored.sum(dtype=torch.float32)):  # one pass without a copy
+                    broken.append(name)
+                parts = stored.chunk(len(natives))
                 for native, part in zip(natives, parts, strict=True):
                     destinations[native].copy_(part)
+    if broken:
+        shown = listed(f"weights of {directory} that are not finite", broken)
+        raise VLMCheckpointError(
+            f"{directory}: weights that are not finite: {shown}; a file is damaged, or the training has diverged: "
+            "download the checkpoint again, or use an earlier one"
+        )
     return model
 
 
@@ -143,13 +153,8 @@ def _mismatch(directory: Path, missing: list[str], unexpected: list[str], missha
         (missing, "missing weights (by their names in transformers)", "download the checkpoint again"),
         (misshapen, "weights of another shape", other),
     )
-    found = [(names, what, fix) for names, what, fix in kinds if names]
-    for names, what, _ in found:
-        if shortened(names) != ", ".join(names):
-            logger.error("%s: all %d %s: %s", directory, len(names), what, ", ".join(names))
-    return VLMCheckpointError(
-        f"{directory}: " + "; ".join(f"{what}: {shortened(names)}; {fix}" for names, what, fix in found)
-    )
+    found = [f"{what}: {listed(f'{what} of {directory}', names)}; {fix}" for names, what, fix in kinds if names]
+    return VLMCheckpointError(f"{directory}: " + "; ".join(found))
 
 
 def _rebuild_buffers(model: nn.Module, device: torch.device) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import default_collate
 from navsim_recogdrive.observation import Observation
 from navsim_recogdrive.planner.configuration import PlannerConfig
 from navsim_recogdrive.planner.planner import DiffusionPlanner
+from navsim_recogdrive.policy import remembered_vlm
 from navsim_recogdrive.policy.backbones import SharedBackbone
 from navsim_recogdrive.policy.configuration import PolicyConfig, VLMConfig
 from navsim_recogdrive.policy.features import ego_features
@@ -234,6 +235,28 @@ def test_other_base_or_training_is_refused(tiny_vlm: Path, tmp_path: Path) -> No
     torch.save({"state_dict": state}, path)
     with pytest.raises(VLMCheckpointError, match="without their description"):
         read_trained_vlm(path)
+
+
+def test_another_dtype_than_in_training_is_warned_of(
+    tiny_vlm: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = _config(tiny_vlm, "full", dtype="bfloat16")
+    agent = _Agent(config)
+    path = agent.save(tmp_path / "joint.ckpt")
+    content = torch.load(path, weights_only=True)
+    identity = SharedBackbone(config.vlm, "cpu").identity()
+    torch.save({**content, "navsim_recogdrive": {"vlm": identity.to_dict()}}, path)
+    warned = {}
+    for dtype in ("bfloat16", "float32"):
+        remembered_vlm._warn_of_dtype.cache_clear()
+        vlm = VLMConfig(**{**_vlm(tiny_vlm), "dtype": dtype})
+        for _ in range(2):
+            ReCogDrivePolicy.from_pretrained(tiny_vlm, path, device="cpu", vlm_config=vlm)
+        warned[dtype] = [record.message for record in caplog.records if "hidden states computed in" in record.message]
+    assert warned["bfloat16"] == []
+    assert len(warned["float32"]) == 1, "once per process"
+    assert "computed in bfloat16, here they are computed in float32" in warned["float32"][0]
+    assert "Set agent.vlm.dtype=bfloat16" in warned["float32"][0]
 
 
 def test_a_trained_vlm_is_carried_through_a_run_of_the_planner_alone(tiny_vlm: Path, tmp_path: Path) -> None:

@@ -243,6 +243,7 @@ def test_sharded_with_and_without_images(byte_vlm: Path) -> None:
         ({"warmup_ratio": 1.0}, r"warmup_ratio must lie in 0\.\.1"),
         ({"seed": -1}, "seed must not be negative"),
         ({"max_steps": 0}, "max_steps must be at least 1"),
+        ({"attention": "flash_attention_2", "precision": "float32"}, "has no kernel for precision=float32: set precis"),
     ],
 )
 def test_settings_that_cannot_work(changes: dict[str, Any], message: str) -> None:

@@ -161,7 +161,11 @@ def test_devices_and_kernels_that_are_not_there(asked: EvaluationSettings, monke
         evaluate(replace(asked, device="cuda"))
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InvalidEvaluation, match="needs the package flash-attn"):
-        evaluate(replace(asked, attention="flash_attention_2"))
+        evaluate(replace(asked, attention="flash_attention_2", dtype="bfloat16"))
+    with pytest.raises(
+        InvalidEvaluation, match="flash_attention_2 has no kernel for --dtype float32: set --dtype bfloat16"
+    ):
+        evaluate(replace(asked, attention="flash_attention_2", dtype="float32"))
 
 
 def test_answers_must_fit(asked: EvaluationSettings) -> None:

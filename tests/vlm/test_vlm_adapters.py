@@ -163,7 +163,7 @@ def test_gradients_do_not_depend_on_an_outer_autocast(load: Load) -> None:
         assert torch.equal(backbone.hidden_states(scenes), plain)
 
 
-def test_another_base_and_other_weights_are_refused(load: Load) -> None:
+def test_another_base_and_other_weights_are_refused(load: Load, caplog: pytest.LogCaptureFixture) -> None:
     _, trained = _trained(load, "lora")
     with pytest.raises(VLMCheckpointError, match=rf"{trained.base}.*{'0' * 64}|{'0' * 64}.*{trained.base}"):
         restore(load(), TrainedVLM("lora", "0" * 64, trained.lora, trained.weights), torch.float32)
@@ -177,8 +177,26 @@ def test_another_base_and_other_weights_are_refused(load: Load) -> None:
             TrainedVLM("lora", trained.base, trained.lora, {**trained.weights, "stray": torch.zeros(1)}),
             torch.float32,
         )
+    strays = {f"stray{number}": torch.zeros(1) for number in range(10)}
+    with pytest.raises(VLMCheckpointError, match=rf"missing: {name}; unexpected: stray0, .* and 2 more$"):
+        restore(load(), TrainedVLM("lora", trained.base, trained.lora, {**fewer, **strays}), torch.float32)
+    (logged,) = (record.message for record in caplog.records if record.levelname == "ERROR")
+    assert all(stray in logged for stray in strays), "the list that the message shortens"
     with pytest.raises(VLMCheckpointError, match=r"other shape: .*expected"):
         restore(load(), TrainedVLM("lora", trained.base, trained.lora, {**fewer, name: torch.zeros(3)}), torch.float32)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_values_that_are_not_finite_are_refused(load: Load, value: float) -> None:
+    backbone, trained = _trained(load, "lora")
+    before = {name: weight.clone() for name, weight in trained.weights.items()}
+    name = sorted(trained.weights)[3]
+    broken = {key: weight + 1 for key, weight in before.items()}
+    broken[name][0, 0] = value
+    with pytest.raises(VLMCheckpointError, match=rf"values that are not finite: {name}; its training"):
+        adapters.load_trained(backbone, TrainedVLM("lora", trained.base, trained.lora, broken))
+    kept = adapters.trained_parameters(backbone.model, "lora")
+    assert all(torch.equal(weight, kept[key]) for key, weight in before.items()), "nothing is changed then"
 
 
 def test_fingerprint_covers_the_weights(load: Load) -> None:

@@ -11,8 +11,9 @@ from copying_vlm import answer_text, write_copying_vlm
 from tiny_sizes import TINY_TILE
 from vlm_golden import formula_image, scene
 
-from navsim_recogdrive.vlm import VLMOutOfMemory, VLMSettings, load_backbone, write_tiny_checkpoint
+from navsim_recogdrive.vlm import VLMOutOfMemory, VLMSettings, language, load_backbone, write_tiny_checkpoint
 from navsim_recogdrive.vlm.generation import END_TOKENS, generate, longest_answer
+from navsim_recogdrive.vlm.prompts import PromptError
 from navsim_recogdrive.vlm.tiling import normalize_tiles
 from navsim_recogdrive.vlm.tiny_checkpoint import LAYOUTS
 
@@ -76,11 +77,15 @@ def loop_over_hidden_states(writer, inputs, count: int) -> str:
     return writer.tokenizer.decode(inputs.token_ids[-count:].tolist())
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_every_kind_writes_what_its_hidden_states_say_in_any_batch(layout, tmp_path):
-    tiles = {"tile_size": TINY_TILE} if layout.startswith("internvl") else {}
-    folder = write_tiny_checkpoint(tmp_path / "vlm", layout=layout, hidden_size=32, **tiles)
-    writer = load_backbone(VLMSettings(folder, max_tiles=1), dtype=torch.float32, with_head=True)
+@pytest.fixture(scope="module", params=LAYOUTS)
+def any_kind(request, tmp_path_factory):
+    tiles = {"tile_size": TINY_TILE} if request.param.startswith("internvl") else {}
+    folder = tmp_path_factory.mktemp("vlm") / request.param
+    return VLMSettings(write_tiny_checkpoint(folder, layout=request.param, hidden_size=32, **tiles), max_tiles=1)
+
+
+def prepare_several(writer):
+    """Four scenes with prompts of different lengths; one image stands upright."""
     scenes = [
         writer.prepare(scene(formula_image(*size), command=command, past=past))
         for size, command, past in [
@@ -91,9 +96,51 @@ def test_every_kind_writes_what_its_hidden_states_say_in_any_batch(layout, tmp_p
         ]
     ]
     assert len({len(inputs.token_ids) for inputs in scenes}) > 2
+    return scenes
+
+
+def test_every_kind_writes_what_its_hidden_states_say_in_any_batch(any_kind):
+    writer = load_backbone(any_kind, dtype=torch.float32, with_head=True)
+    scenes = prepare_several(writer)
     answers = [answer.text for answer in generate(writer, scenes, NEW_TOKENS)]
     assert answers == [loop_over_hidden_states(writer, inputs, NEW_TOKENS) for inputs in scenes]
     assert len(set(answers)) > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_answers_behind_the_prefix_are_those_of_whole_prompts(any_kind, dtype, monkeypatch):
+    writer = load_backbone(any_kind, dtype=dtype, with_head=True)
+    if not writer.family.writes_behind_prefix:
+        pytest.skip("this release of transformers cannot do it for this kind")
+    scenes = prepare_several(writer)
+    batches = [scenes, scenes[:1], scenes[::-1], scenes[1:3]]
+    behind, compute_prefix, computed, rows = len(writer.preparation.prefix_ids), language.compute_prefix, [], []
+
+    def counted(*arguments):
+        computed.append(compute_prefix(*arguments))
+        return computed[-1]
+
+    def record(module, arguments, keywords):
+        rows.append(keywords["inputs_embeds"].shape[1])
+
+    monkeypatch.setattr(language, "compute_prefix", counted)
+    first = generate(writer, scenes[:1], NEW_TOKENS)
+    stored = [part.clone() for layer in computed[0].keys_and_values for part in layer]
+    watch = writer.model.language_model.register_forward_pre_hook(record, with_kwargs=True)
+    continued = [generate(writer, batch, NEW_TOKENS) for batch in batches]
+    prefills = [count for count in rows if count > 1]
+    assert len(computed) == 1, "once for all batches"
+    kept = [part for layer in computed[0].keys_and_values for part in layer]
+    assert all(torch.equal(before, after) for before, after in zip(stored, kept, strict=True)), "written to"
+
+    rows.clear()
+    writer.trainable = True  # what changes from step to step is computed anew
+    whole = [generate(writer, batch, NEW_TOKENS) for batch in batches]
+    watch.remove()
+    assert prefills == [count - behind for count in rows if count > 1]
+    assert len(computed) == 1
+    assert continued == whole
+    assert first == continued[1]
 
 
 def test_generation_is_bounded_and_says_that_it_was_cut_off(writer, scenes):
@@ -143,6 +190,15 @@ def test_longest_answer_is_enough_for_every_plan(copier, writer):
         poses = np.clip(random.normal(size=(8, 3)) * scale, -249.99, 249.99)
         text = writer.profile.answer_text(writer.tokenizer, poses)
         assert len(writer.tokenizer.encode(text, add_special_tokens=False)) < most
+
+
+def test_a_tokenizer_without_an_end_of_turn_is_refused_before_the_first_scene(copier, monkeypatch):
+    known = copier.tokenizer.convert_tokens_to_ids
+    monkeypatch.setattr(
+        copier.tokenizer, "convert_tokens_to_ids", lambda token: None if token == "<|im_end|>" else known(token)
+    )
+    with pytest.raises(PromptError, match=r"the tokenizer has no token <\|im_end\|>"):
+        longest_answer(copier)
 
 
 def test_a_backbone_without_head_cannot_write(tiny_vlm, scenes):

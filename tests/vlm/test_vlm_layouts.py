@@ -77,7 +77,7 @@ def test_transformers_itself_reads_the_tiny_native_layout_alike(tmp_path):
     assert torch.equal(load_backbone(chat, dtype=torch.float32).content_rows(inputs), ours.content_rows(inputs))
 
     theirs = InternVLForConditionalGeneration.from_pretrained(native, dtype=torch.float32).eval()
-    pixels = ours.family.generate_arguments(None, torch.from_numpy(inputs.tiles))["pixel_values"]
+    pixels = ours.family.generate_arguments(None, None, torch.from_numpy(inputs.tiles))["pixel_values"]
     with torch.no_grad():
         expected = theirs.model(input_ids=torch.from_numpy(inputs.token_ids)[None], pixel_values=pixels)
     assert_close(ours.content_rows(inputs), expected.last_hidden_state[0])
@@ -187,6 +187,18 @@ def test_a_missing_and_an_unexpected_weight_are_named(damaged, caplog):
     write_weights(damaged, {name: weight for name, weight in weights.items() if name != lost})
     with pytest.raises(VLMCheckpointError, match=r"missing weights .*layers.0.mlp.up_proj.weight; download"):
         load_backbone(damaged)
+
+
+def test_weights_that_are_not_finite_are_named(native):
+    def spoil(weights):
+        for name, value in zip(sorted(weights), [float("nan"), float("inf"), -float("inf")], strict=False):
+            weights[name].view(-1)[-1] = value
+
+    rewrite_weights(native, spoil)
+    first, second, third = sorted(stored(native))[:3]
+    with pytest.raises(VLMCheckpointError, match=r"weights that are not finite: .*; a file is damaged, or") as error:
+        load(native, with_head=True)
+    assert all(name in str(error.value) for name in (first, second, third))
 
 
 def test_one_weight_in_two_layouts_is_refused(native):

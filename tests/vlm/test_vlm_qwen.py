@@ -106,7 +106,8 @@ def test_preprocessing_is_transformers_own_bit_for_bit(backbone, reference):
     for size in ((480, 270), (1920, 1080), (64, 48), (900, 20)):
         image = formula_image(*size)
         tiles = torch.from_numpy(cut_image(backbone.family.architecture, image, 1))
-        ours = backbone.family.generate_arguments(torch.zeros(1, 1), tiles)
+        nothing = torch.zeros((0, 1), dtype=torch.int64)
+        ours = backbone.family.generate_arguments(nothing, nothing, tiles)
         theirs = by_transformers(reference, image, np.zeros(1, dtype=np.int64))
         assert torch.equal(ours["image_grid_thw"], theirs["image_grid_thw"])
         assert torch.equal(ours["pixel_values"], theirs["pixel_values"])
@@ -134,7 +135,7 @@ def test_generated_text_equals_transformers_own(backbone, reference):
     inputs = backbone.prepare(scene(image))
     ids = torch.from_numpy(inputs.token_ids)[None]
     settings = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 8, "do_sample": False}
-    arguments = backbone.family.generate_arguments(ids, torch.from_numpy(inputs.tiles))
+    arguments = backbone.family.generate_arguments(ids, settings["attention_mask"], torch.from_numpy(inputs.tiles))
     ours = backbone.family.generator.generate(input_ids=ids, **arguments, **settings)
     theirs = reference.generate(**by_transformers(reference, image, inputs.token_ids), **settings)
     assert ours.shape[1] > ids.shape[1]

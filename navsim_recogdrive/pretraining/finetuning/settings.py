@@ -120,6 +120,11 @@ class FinetuneSettings:
         for name, choices in (("training", TRAININGS), ("layout", LAYOUTS), ("precision", PRECISIONS)):
             if getattr(self, name) not in choices:
                 raise InvalidSetting(f"{name} must be one of {choices}, found {getattr(self, name)!r}")
+        if self.attention == "flash_attention_2" and self.precision == "float32":
+            raise InvalidSetting(
+                "attention=flash_attention_2 has no kernel for precision=float32: set precision=bfloat16, or "
+                "attention=sdpa"
+            )
         if unknown := sorted(set(self.freeze) - set(PARTS)):
             raise InvalidSetting(f"freeze must name parts of {PARTS}, found {unknown}")
         if set(self.freeze) == set(PARTS):
