@@ -3,10 +3,13 @@
 #
 #   set_planner   sets PLANNER, the agent's settings that follow from AGENT, CHECKPOINT, CACHE_PATH and VLM_PATH
 #   set_split     sets SPLIT_PATHS, where NAVSIM v2.x finds the second-stage scenes of SPLIT; after require_navsim
+#   require_annotations
+#                 exits with 2 if the scenes of SPLIT have none
 #   set_worker    sets WORKERS, the worker's settings that follow from WORKER, WORKERS_PER_GPU and GPUS_PER_NODE
 
 set_planner() {
     PLANNER=("agent=$AGENT")
+    [[ -n ${VLM_PATH:-} ]] || unset VLM_PATH # set and empty would be a path for Hydra
     if [[ $AGENT == recogdrive_vlm_* ]]; then
         [[ -z ${CHECKPOINT:-} ]] || _refuse "CHECKPOINT is set, but AGENT=$AGENT is the VLM alone, without a planner"
         [[ -z ${CACHE_PATH:-} ]] || _refuse "CACHE_PATH is set, but AGENT=$AGENT writes text, which no cache holds"
@@ -39,6 +42,11 @@ set_split() {
         "synthetic_sensor_path=$(quoted "$OPENSCENE_DATA_ROOT/$SPLIT/sensor_blobs")"
         "synthetic_scenes_path=$(quoted "$OPENSCENE_DATA_ROOT/$SPLIT/$scenes")"
     )
+}
+
+require_annotations() {
+    [[ $SPLIT != private_test* ]] ||
+        _refuse "SPLIT=$SPLIT has no annotations, without which NAVSIM can only submit: see scripts/submission"
 }
 
 set_worker() {

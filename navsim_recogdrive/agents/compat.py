@@ -136,6 +136,23 @@ def load_split(
     )
 
 
+def load_challenge(logs: Path, scene_filter: SceneFilter, synthetic_scenes: Path | None) -> Any:
+    """NAVSIM's loader (v2.x) of the scenes of its challenge, which have no annotations, without sensors.
+
+    Args:
+        logs: folder of the one file that holds the frames of the first stage.
+        scene_filter: the split's, which lists its tokens.
+        synthetic_scenes: folder of second-stage scenes; ``None``: they are left out.
+    """
+    from navsim.common.dataloader_private import SceneLoader as ChallengeLoader
+
+    if synthetic_scenes is None:
+        scene_filter = replace(scene_filter, include_synthetic_scenes=False)
+    return ChallengeLoader(
+        data_path=logs, original_sensor_path=logs, synthetic_scenes_path=synthetic_scenes, scene_filter=scene_filter
+    )
+
+
 def training_config_folder() -> Path:
     """Folder of NAVSIM's configuration for training and dataset caching."""
     return runner_config_folder("training")
@@ -168,6 +185,7 @@ __all__ = [
     "TrajectorySampling",
     "count_scenes",
     "init_abstract_agent",
+    "load_challenge",
     "load_split",
     "make_trajectory",
     "open_log",

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf.errors import OmegaConfBaseException
+
+CHALLENGE = "private_test_hard_two_stage"
+"""The split of NAVSIM v2.x whose scenes have no annotations and files of their own form."""
 
 _FILTER = "train_test_split.scene_filter."
 _SECOND_STAGE = _FILTER + "reactive_synthetic_initial_tokens"
@@ -55,18 +59,18 @@ def tokens_of_split(split: str, overrides: Sequence[str]) -> ExpectedTokens:
 
     Where the split's scene filter lists its tokens, those count, whether their data are on this machine or not: a
     submission made with a part of the data must not pass. Otherwise, or if an override narrows the filter, NAVSIM's own
-    loader reads the logs.
+    loader reads the logs and, of two stages, the folder ``synthetic_scenes_path``.
 
     Args:
         split: NAVSIM's name of it.
         overrides: Hydra's, as for ``run_create_submission_pickle.py``; those of the agent are passed over.
 
     Raises:
-        NoSuchTokens: if there is no such split, or no logs to read it from.
+        NoSuchTokens: if there is no such split, or no logs or second-stage scenes to read it from.
         NavsimNotUsable: if NAVSIM cannot be imported.
     """
     # Here, not above: against a list of tokens a submission is checked where NAVSIM is not installed.
-    from navsim_recogdrive.agents.compat import load_split, runner_config_folder
+    from navsim_recogdrive.agents.compat import load_challenge, load_split, runner_config_folder
 
     names = [override.partition("=")[0].lstrip("+~") for override in overrides]
     others = [one for one, name in zip(overrides, names, strict=True) if name.split(".")[0].split("/")[0] != "agent"]
@@ -79,15 +83,23 @@ def tokens_of_split(split: str, overrides: Sequence[str]) -> ExpectedTokens:
         if scene_filter.tokens is not None and not narrowed:
             return ExpectedTokens(frozenset(scene_filter.tokens), frozenset(second), split)
         folder = Path(config.navsim_log_path)
-        scenes = config.get("synthetic_scenes_path") if second else None
+        scenes = Path(config.synthetic_scenes_path) if second else None
     except (HydraException, OmegaConfBaseException) as error:
         raise NoSuchTokens(f"the scenes of {split} cannot be told: {error}") from error
     if not folder.is_dir():
         raise NoSuchTokens(f"no folder of logs {folder}: check OPENSCENE_DATA_ROOT and --split")
-    logs = [path.stem for path in folder.glob("*.pkl")]
-    if scene_filter.log_names is not None:
-        logs = sorted(set(logs) & set(scene_filter.log_names))
-    loader = load_split(folder, scene_filter, logs, None if scenes is None else Path(scenes))
+    if scenes is not None and not scenes.is_dir():
+        raise NoSuchTokens(
+            f"no folder of second-stage scenes {scenes}: give synthetic_scenes_path=FOLDER, as the runner was given it"
+        )
+    loader: Any
+    if split == CHALLENGE:
+        loader = load_challenge(folder, scene_filter, scenes)
+    else:
+        logs = [path.stem for path in folder.glob("*.pkl")]
+        if scene_filter.log_names is not None:
+            logs = sorted(set(logs) & set(scene_filter.log_names))
+        loader = load_split(folder, scene_filter, logs, scenes)
     first = getattr(loader, "tokens_stage_one", None)
     return ExpectedTokens(
         frozenset(loader.tokens if first is None else first),

@@ -13,7 +13,7 @@
 #   VLM_PATH             the VLM's folder or hub id; must be set, or agent.vlm.path given
 #   OPENSCENE_DATA_ROOT  must be set, as must NUPLAN_MAPS_ROOT and NAVSIM_EXP_ROOT
 #   AGENT                agent config [recogdrive_2b]; recogdrive_8b for the 8B VLM
-#   SPLIT                train_test_split [navtrain]
+#   SPLIT                train_test_split [navtrain]; of navhard_two_stage and warmup_two_stage (v2.x) both stages
 #   CACHE_PATH           the cache [NAVSIM_EXP_ROOT/AGENT_hidden_state_SPLIT, or AGENT_image_tiles_SPLIT with
 #                        agent.cache_hidden_state=false]; with several nodes on a shared disk
 #   GPUS_PER_NODE        GPUs of a node to use [those in CUDA_VISIBLE_DEVICES, else all]; 0: the CPU
@@ -27,6 +27,8 @@ set -euo pipefail
 HERE="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
 # shellcheck source=scripts/common.sh
 source "$HERE/../common.sh"
+# shellcheck source=scripts/planning.sh
+source "$HERE/../planning.sh"
 read_arguments "$@"
 require_variables OPENSCENE_DATA_ROOT NUPLAN_MAPS_ROOT NAVSIM_EXP_ROOT
 
@@ -49,7 +51,9 @@ DEVICE=() # auto takes a GPU where there is one
 ((GPUS_PER_NODE > 0)) || DEVICE=(agent.device=cpu)
 PER_NODE=$((GPUS_PER_NODE > 0 ? GPUS_PER_NODE * PROCESSES_PER_GPU : PROCESSES_PER_GPU))
 
+require_annotations
 require_navsim
+set_split
 
 say "NAVSIM v$NAVSIM_MAJOR: dividing $SPLIT among $((NNODES * PER_NODE)) processes"
 SHARDS="$(python -m navsim_recogdrive.agents.log_shards --shards "$((NNODES * PER_NODE))" "agent=$AGENT" \
@@ -81,7 +85,7 @@ for ((process = 0; process < PER_NODE; process++)); do
     command=(
         python "$NAVSIM_SCRIPT_ROOT/run_dataset_caching.py" "agent=$AGENT" "train_test_split=$SPLIT"
         "experiment_name=caching_${AGENT}_$SPLIT/shard_$shard" "cache_path=$(quoted "$CACHE_PATH")" "${WORKER[@]}"
-        force_cache_computation=false "${DEVICE[@]}" "${OVERRIDES[@]}" "train_test_split.scene_filter.log_names=$logs"
+        force_cache_computation=false "${SPLIT_PATHS[@]}" "${DEVICE[@]}" "${OVERRIDES[@]}" "train_test_split.scene_filter.log_names=$logs"
     )
     environment=()
     ((GPUS_PER_NODE == 0)) || environment=("CUDA_VISIBLE_DEVICES=${GPUS[process / PROCESSES_PER_GPU]}")
@@ -91,7 +95,7 @@ for ((process = 0; process < PER_NODE; process++)); do
         printf '>%q 2>&1\n' "$log"
         continue
     fi
-    say "Shard $shard: $scenes scenes${environment[0]:+, ${environment[0]}}, $log"
+    say "Shard $shard: $scenes scenes${SPLIT_PATHS:+ and their second stage}${environment[0]:+, ${environment[0]}}, $log"
     env "${environment[@]}" "${command[@]}" >"$log" 2>&1 &
     PIDS+=($!) NAMES+=("$shard")
 done

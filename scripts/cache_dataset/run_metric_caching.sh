@@ -10,7 +10,7 @@
 #
 # Environment (in brackets the defaults):
 #   OPENSCENE_DATA_ROOT  must be set, as must NUPLAN_MAPS_ROOT and NAVSIM_EXP_ROOT
-#   SPLIT                train_test_split [navtest]
+#   SPLIT                train_test_split [navtest]; of navhard_two_stage and warmup_two_stage (v2.x) both stages
 #   METRIC_CACHE_PATH    where to put them [NAVSIM_EXP_ROOT/metric_cache_SPLIT]
 #   WORKER               NAVSIM's worker [ray_distributed_no_torch: all cores by Ray]; sequential: one core
 #   NAVSIM_DEVKIT_ROOT   a NAVSIM checkout where NAVSIM is not importable
@@ -25,6 +25,7 @@ require_variables OPENSCENE_DATA_ROOT NUPLAN_MAPS_ROOT NAVSIM_EXP_ROOT
 
 SPLIT="${SPLIT:-navtest}"
 METRIC_CACHE_PATH="${METRIC_CACHE_PATH:-$NAVSIM_EXP_ROOT/metric_cache_$SPLIT}"
+require_annotations
 require_navsim
 set_split
 if [[ $NAVSIM_MAJOR -ge 2 ]]; then

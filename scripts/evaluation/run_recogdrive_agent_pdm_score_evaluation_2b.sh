@@ -35,7 +35,7 @@ AGENT="${AGENT:-recogdrive_2b}"
 SPLIT="${SPLIT:-navtest}"
 EXPERIMENT="${EXPERIMENT:-evaluation_${AGENT}_$SPLIT}"
 METRIC_CACHE_PATH="${METRIC_CACHE_PATH:-$NAVSIM_EXP_ROOT/metric_cache_$SPLIT}"
-[[ $SPLIT != private_test* ]] || _refuse "SPLIT=$SPLIT has no annotations to score with: see scripts/submission"
+require_annotations
 set_planner
 set_worker
 require_folder METRIC_CACHE_PATH "fill it with SPLIT=$SPLIT scripts/cache_dataset/run_metric_caching.sh"

@@ -11,7 +11,8 @@
 #   TEAM_NAME, AUTHORS, EMAIL, INSTITUTION, COUNTRY   as they shall stand in the file; must be set
 #   CHECKPOINT           the planner (.ckpt or .safetensors); must be set
 #   VLM_PATH             the VLM's folder or hub id; must be set, or CACHE_PATH
-#   CACHE_PATH           hidden states of SPLIT, by run_caching_recogdrive_hidden_state_eval.sh [none: the VLM runs]
+#   CACHE_PATH           hidden states of SPLIT, by run_caching_recogdrive_hidden_state_eval.sh [none: the VLM runs]; there
+#                        are none of private_test_hard_two_stage, which NAVSIM cannot cache
 #   OPENSCENE_DATA_ROOT  must be set, as must NUPLAN_MAPS_ROOT and NAVSIM_EXP_ROOT
 #   AGENT                agent config [recogdrive_2b]; recogdrive_vlm_2b: the VLM alone, as a text planner
 #   SPLIT                train_test_split [navtest with NAVSIM v1.1, private_test_hard_two_stage with v2.x]; with v2.x also
@@ -59,4 +60,5 @@ run_or_print python "$NAVSIM_SCRIPT_ROOT/$RUNNER" "${PLANNER[@]}" "train_test_sp
 
 FILE="$(newest_since "$EXPERIMENT" submission.pkl)"
 say "Checking $FILE"
-python -m navsim_recogdrive.agents.check_submission "$FILE" --split "$SPLIT" "${OVERRIDES[@]}"
+python -m navsim_recogdrive.agents.check_submission "$FILE" --split "$SPLIT" "${SPLIT_PATHS[@]}" \
+    "${OVERRIDES[@]}"

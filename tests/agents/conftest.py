@@ -57,8 +57,8 @@ def navsim_world(tiny_world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def scene_loader(navsim_world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
-    """``scene_loader(split, sensor_config)``: NAVSIM's SceneLoader on the world, any version."""
+def imported_navsim_world(navsim_world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same, also for a NAVSIM that this process has imported before."""
     from navsim.common import dataclasses, dataloader
 
     for module in (dataclasses, dataloader):  # read from the environment when NAVSIM was imported
@@ -66,16 +66,23 @@ def scene_loader(navsim_world: Path, monkeypatch: pytest.MonkeyPatch) -> Callabl
             value = {"OPENSCENE_DATA_ROOT": str(navsim_world), "NUPLAN_MAPS_ROOT": str(navsim_world / "maps")}[name]
             if hasattr(module, name):
                 monkeypatch.setattr(module, name, value)
+    return navsim_world
+
+
+@pytest.fixture
+def scene_loader(imported_navsim_world: Path) -> Callable[..., Any]:
+    """``scene_loader(split, sensor_config)``: NAVSIM's SceneLoader on the world, any version."""
+    from navsim.common import dataclasses, dataloader
 
     def make(split: str, sensor_config: Any) -> Any:
         from navsim_recogdrive.agents.compat import NAVSIM_MAJOR
 
         blobs = "original_sensor_path" if NAVSIM_MAJOR >= 2 else "sensor_blobs_path"
         return dataloader.SceneLoader(
-            data_path=navsim_world / "navsim_logs" / split,
+            data_path=imported_navsim_world / "navsim_logs" / split,
             scene_filter=dataclasses.SceneFilter(frame_interval=1, num_future_frames=10),
             sensor_config=sensor_config,
-            **{blobs: navsim_world / "sensor_blobs" / split},
+            **{blobs: imported_navsim_world / "sensor_blobs" / split},
         )
 
     return make

@@ -301,6 +301,10 @@ def test_other_splits_are_read_from_their_logs(navsim_world: Path, monkeypatch: 
     one = sorted(found.first)[0]
     narrowed = tokens_of_split("test", [every_frame, f"train_test_split.scene_filter.tokens=['{one}', 'other']"])
     assert narrowed.first == {one}, "of the data that are here"
+    if NAVSIM_MAJOR >= 2:
+        logs = "train_test_split.scene_filter.log_names=[one]"
+        with pytest.raises(NoSuchTokens, match="no folder of second-stage scenes .*: give synthetic_scenes_path"):
+            tokens_of_split("warmup_two_stage", [logs])
     monkeypatch.setenv("OPENSCENE_DATA_ROOT", str(navsim_world / "nowhere"))
     with pytest.raises(NoSuchTokens, match="check OPENSCENE_DATA_ROOT"):
         tokens_of_split("test", [every_frame])
