@@ -49,7 +49,7 @@ from navsim_recogdrive.policy.callbacks import training_callbacks
 from navsim_recogdrive.policy.configuration import PolicyConfig
 from navsim_recogdrive.policy.features import TRAJECTORY_CACHE
 from navsim_recogdrive.policy.joint import CarriedVLM, OwnBackbone, TrainableVLM, check_base_vlm, read_trained_vlm
-from navsim_recogdrive.policy.memory_advice import MemoryAdvice
+from navsim_recogdrive.policy.memory_advice import MemoryAdvice, advice_on_vlm
 from navsim_recogdrive.policy.objective import ImitationObjective, Objective
 from navsim_recogdrive.policy.optimization import lightning_optimizers
 from navsim_recogdrive.policy.policy import ReCogDrivePolicy
@@ -245,8 +245,7 @@ class ReCogDriveAgent(AbstractAgent):
     def get_training_callbacks(self) -> list[pl.Callback]:
         """Average of the weights, checkpoints (last and best), learning rate, validation displacement, early checks."""
         vlm = vlm_of_run(self._host, self.config, self._backbone)
-        advice = MemoryAdvice(self.config.vlm.training != "frozen", self.config.vlm.gradient_checkpointing)
-        return [*self._common_callbacks(vlm), advice]
+        return [*self._common_callbacks(vlm), MemoryAdvice(advice_on_vlm(self.config.vlm))]
 
     def _common_callbacks(self, vlm: CacheIdentity | None, best_score: str | None = None) -> list[pl.Callback]:
         config = self.config

@@ -28,6 +28,7 @@ from navsim_recogdrive.agents.reward_scenes import (
     check_numpy,
 )
 from navsim_recogdrive.policy.configuration import PolicyConfig
+from navsim_recogdrive.policy.memory_advice import MemoryAdvice
 from navsim_recogdrive.policy.remembered_vlm import check_remembered_vlm
 from navsim_recogdrive.policy.settings import InvalidSetting, build_settings
 from navsim_recogdrive.policy.training_configuration import ImitationConfig
@@ -141,6 +142,7 @@ class ReCogDriveRLAgent(ReCogDriveAgent):
             *self._common_callbacks(vlm, best_score=f"val/score_{kind}"),
             *([] if self._dataset_check is None else [self._dataset_check]),
             RLLog(self._rl_objective),
+            MemoryAdvice(self._rl_objective.config.memory_advice()),
             CloseReward(self._reward),
         ]
 

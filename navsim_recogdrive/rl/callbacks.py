@@ -13,11 +13,14 @@ from torch import Tensor
 
 from navsim_recogdrive.rl.objective import PLANS, RLObjective
 from navsim_recogdrive.rl.reward import Reward
+from navsim_recogdrive.rl.stopwatch import Stopwatch
 
 _log = logging.getLogger(__name__)
 
 GRADIENT_NORM = "gradient_norm"
 _REWARD = "reward/mean"
+_BACKWARD = "backward"
+_ON_DEVICE = ("condition", "rollout", "log_prob", _BACKWARD)
 _EXTREMES = {"min": (min, math.inf), "max": (max, -math.inf)}  # by the end of a name; others are averaged
 
 
@@ -34,6 +37,8 @@ class RLLog(pl.Callback):
     :class:`~.objective.RLObjective`:
 
     - ``gradient_norm``: of all gradients, averaged over ranks and before clipping; once per optimizer step;
+    - ``seconds/backward``: of the device; it includes activations that are computed again;
+    - ``seconds/device``: of the device, the sum of condition, rollout, log-probabilities and backward pass;
     - ``seconds/step``: of a batch, without loading it;
     - ``val/score_deterministic``, ``val/score_stochastic``: mean reward of validation plans without and with noise,
       over all scored scenes of all ranks; ``val/scored_scenes``: how many these are. Not of the sanity check. Without
@@ -54,6 +59,7 @@ class RLLog(pl.Callback):
         self._steps = 0
         self._gradient_norm: float | None = None
         self._started = 0.0
+        self._watch = Stopwatch(torch.device("cpu"))
         self._scores = torch.zeros(1 + len(PLANS), dtype=torch.float64)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -78,6 +84,15 @@ class RLLog(pl.Callback):
         """Start the clock."""
         self._gradient_norm = None
         self._started = time.perf_counter()
+        self._watch = Stopwatch(pl_module.device)
+
+    def on_before_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule, loss: Tensor) -> None:
+        """The forward pass is over."""
+        self._watch.begin(_BACKWARD)
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """The backward pass is over, on several ranks with the exchange of gradients."""
+        self._watch.end(_BACKWARD)
 
     def on_before_optimizer_step(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: torch.optim.Optimizer
@@ -92,7 +107,11 @@ class RLLog(pl.Callback):
     ) -> None:
         """Log the step."""
         self._steps += 1
-        measured = {**self._objective.statistics, "seconds/step": time.perf_counter() - self._started}
+        measured = dict(self._objective.statistics)
+        for part, seconds in self._watch.seconds().items():
+            measured[f"seconds/{part}"] = seconds
+        measured["seconds/device"] = sum(measured.get(f"seconds/{part}", 0.0) for part in _ON_DEVICE)
+        measured["seconds/step"] = time.perf_counter() - self._started
         if self._gradient_norm is not None:
             measured[GRADIENT_NORM] = self._gradient_norm
         for name, value in measured.items():

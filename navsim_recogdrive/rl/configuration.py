@@ -44,7 +44,8 @@ class RLConfig:
         kl_weight: weight of the Kullback-Leibler divergence from the reference policy's denoising steps, on the drawn
             chains; for "KL in place of behaviour cloning" set ``bc_weight`` to 0.
         updates_per_rollout: U, training batches in which a rollout is used: in that of its own scenes, and in the U - 1
-            after it. Needs ``ratio_clip``, and activations and hidden states of U batches in memory.
+            after it. Needs ``ratio_clip``, and memory for the hidden states, conditions and activations of U
+            batches.
         ratio_clip: the importance ratio of a rollout used again is clipped to 1 +- this (GRPO, PPO: 0.2). Needs
             ``updates_per_rollout`` of at least 2: the ratio of a fresh rollout is 1.
         recompute_activations: keep only the inputs of the planner's blocks and run the blocks a second time in the
@@ -114,6 +115,13 @@ class RLConfig:
     def deciding(self) -> dict[str, Any]:
         """What decides the weights' updates, not how they are computed; a resumed run must have the same."""
         return {name: value for name, value in asdict(self).items() if name != "recompute_activations"}
+
+    def memory_advice(self) -> list[str]:
+        """Settings that lower the memory of a step, in the words of their names."""
+        advice = [] if self.recompute_activations else ["set agent.rl.recompute_activations=true"]
+        if self.updates_per_rollout > 1:
+            advice.append("lower agent.rl.updates_per_rollout")
+        return [*advice, "lower agent.rl.group_size"]
 
     def rollout(self, method: Method) -> SamplerSettings:
         """How rollouts and the reference policy's chains are drawn with a planner of this method."""

@@ -97,6 +97,7 @@ class RLObjective:
         self._config = config
         self._reward = reward
         self._reference = reference
+        self._watch = Stopwatch(torch.device("cpu"))
         self._used_again: deque[ScoredRollout] = deque(maxlen=config.updates_per_rollout - 1)
         self._planners = {
             name: ReCogDrivePolicy(policy.planner, policy.backbone, replace(policy.sampling, deterministic=quiet))
@@ -122,7 +123,9 @@ class RLObjective:
             [B, 8, 3] with the scenes' own noise, and ``trajectory``, that of them which ``sampling.deterministic``
             asks for. Flow matching is evaluated without noise, so its two are the same.
         """
-        condition = scene_condition(self._policy.planner, features)
+        self._watch = Stopwatch(features[EGO_STATUS].device)
+        with self._watch.part("condition"):
+            condition = scene_condition(self._policy.planner, features)
         predictions: dict[str, Any] = {CONDITION: condition}
         if not self._policy.planner.training:
             for name, policy in self._planners.items():
@@ -150,7 +153,7 @@ class RLObjective:
             return self._validation_loss(targets, predictions)
         planner, config, condition = self._policy.planner, self._config, predictions[CONDITION]
         device = condition.context.device
-        watch = Stopwatch(device)
+        watch = self._watch
         with watch.part("rollout"):
             chain = draw_group(planner, condition, config)
         trajectories = chain.trajectories.cpu().numpy()

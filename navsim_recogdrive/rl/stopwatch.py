@@ -14,24 +14,40 @@ class Stopwatch:
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
-        self._events: dict[str, tuple[torch.cuda.Event, torch.cuda.Event]] = {}
-        self._seconds: dict[str, float] = {}
+        self._begun: dict[str, torch.cuda.Event | float] = {}
+        self._ended: dict[str, torch.cuda.Event | float] = {}
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """Time what is submitted to the device inside."""
-        if self._cuda:
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            begin.record()
-            yield
-            end.record()
-            self._events[name] = begin, end
-        else:
-            start = time.perf_counter()
-            yield
-            self._seconds[name] = time.perf_counter() - start
+        self.begin(name)
+        yield
+        self.end(name)
+
+    def begin(self, name: str) -> None:
+        """A part begins with what is submitted next."""
+        self._begun[name] = self._now()
+
+    def end(self, name: str) -> None:
+        """A part ends with what was submitted last."""
+        self._ended[name] = self._now()
+
+    def _now(self) -> torch.cuda.Event | float:
+        if not self._cuda:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
 
     def seconds(self) -> dict[str, float]:
-        """Seconds by part. On CUDA the device must have finished them."""
-        timed = {name: 1e-3 * begin.elapsed_time(end) for name, (begin, end) in self._events.items()}
-        return {**self._seconds, **timed}
+        """Seconds by part that has ended; waits for the device to finish the last of them."""
+        return {name: _difference(self._begun[name], end) for name, end in self._ended.items()}
+
+
+def _difference(begin: torch.cuda.Event | float, end: torch.cuda.Event | float) -> float:
+    if isinstance(begin, float) or isinstance(end, float):
+        assert isinstance(begin, float)
+        assert isinstance(end, float)
+        return end - begin
+    end.synchronize()
+    return 1e-3 * float(begin.elapsed_time(end))

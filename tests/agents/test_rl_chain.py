@@ -32,7 +32,9 @@ LOGGED_PER_STEP = {
     *("reward/mean", "reward/std", "reward/min", "reward/max", "reward/groups_without_spread"),
     *("reward/no_at_fault_collisions", "reward/ego_progress", "reward/scenes_not_scored"),
     *("loss/policy", "loss/behaviour_cloning", "loss/total", "kl", "log_prob/mean", "log_prob/clamped"),
-    *("gradient_norm", "seconds/rollout", "seconds/log_prob", "seconds/reward", "seconds/reward_wait", "seconds/step"),
+    "gradient_norm",
+    *(f"seconds/{part}" for part in ("condition", "rollout", "log_prob", "backward", "device")),
+    *(f"seconds/{part}" for part in ("reward", "reward_wait", "step")),
 }
 
 

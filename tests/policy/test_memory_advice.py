@@ -10,7 +10,9 @@ import pytorch_lightning as pl
 import torch
 from torch.utils.data import DataLoader
 
-from navsim_recogdrive.policy.memory_advice import MemoryAdvice
+from navsim_recogdrive.policy.configuration import VLMConfig
+from navsim_recogdrive.policy.memory_advice import MemoryAdvice, advice_on_vlm
+from navsim_recogdrive.rl.configuration import RLConfig
 
 
 class RunsOut(pl.LightningModule):
@@ -33,13 +35,16 @@ class RunsOut(pl.LightningModule):
 @pytest.mark.parametrize(
     ("advice", "told"),
     [
-        (MemoryAdvice(), False),
-        (MemoryAdvice(trained_vlm=True), True),
-        (MemoryAdvice(trained_vlm=True, gradient_checkpointing=True), False),
+        (advice_on_vlm(VLMConfig()), None),
+        (advice_on_vlm(VLMConfig(training="lora")), "agent.vlm.gradient_checkpointing=true"),
+        (advice_on_vlm(VLMConfig(training="lora", gradient_checkpointing=True)), None),
+        (RLConfig().memory_advice(), None),
+        (RLConfig(recompute_activations=False).memory_advice(), "agent.rl.recompute_activations=true"),
+        (RLConfig(updates_per_rollout=2, ratio_clip=0.2).memory_advice(), "agent.rl.updates_per_rollout"),
     ],
 )
 def test_a_backward_pass_without_memory_names_the_settings(
-    advice: MemoryAdvice, told: bool, caplog: pytest.LogCaptureFixture
+    advice: list[str], told: str | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = pl.Trainer(
         max_epochs=1,
@@ -48,9 +53,10 @@ def test_a_backward_pass_without_memory_names_the_settings(
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[advice],
+        callbacks=[MemoryAdvice(advice)],
     )
     with caplog.at_level(logging.ERROR), pytest.raises(torch.cuda.OutOfMemoryError):
         trainer.fit(RunsOut(), DataLoader([0, 1]))
     assert "lower dataloader.params.batch_size" in caplog.text
-    assert ("agent.vlm.gradient_checkpointing=true" in caplog.text) == told
+    names = ("agent.vlm.gradient_checkpointing=true", "agent.rl.recompute_activations=true", "updates_per_rollout")
+    assert [name for name in names if name in caplog.text] == [name for name in names if told and name in told]

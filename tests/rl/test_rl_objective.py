@@ -22,7 +22,7 @@ STATISTICS = {
     *(f"loss/{name}" for name in ("total", "policy", "behaviour_cloning")),
     "kl",
     *(f"log_prob/{name}" for name in ("mean", "min", "max", "clamped")),
-    *(f"seconds/{name}" for name in ("rollout", "log_prob", "reward", "reward_wait")),
+    *(f"seconds/{name}" for name in ("condition", "rollout", "log_prob", "reward", "reward_wait")),
 }
 
 
