@@ -7,8 +7,10 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 from pytorch_lightning.utilities import rank_zero_only
@@ -17,8 +19,9 @@ from navsim_recogdrive.agents.failed_scenes import FailedScenes, failed_reason
 from navsim_recogdrive.agents.host import EmptySplit, HostRun, running_training
 from navsim_recogdrive.agents.observations import camera_config
 from navsim_recogdrive.agents.scene_images import CACHED, scenes_left_out
+from navsim_recogdrive.cache.hidden_state import UNKNOWN_ORIGIN
 from navsim_recogdrive.cache.identity import CacheIdentity, CacheIdentityError, check_same, claim, read_identity
-from navsim_recogdrive.cache.peek import cached_scene_folders
+from navsim_recogdrive.cache.peek import cached_scene_folders, peek_hidden_state
 from navsim_recogdrive.cache.runs import forget_dead_runs
 from navsim_recogdrive.cache.scan import (
     FOREIGN,
@@ -39,6 +42,7 @@ from navsim_recogdrive.policy.features import HIDDEN_STATE_LAYOUT, IMAGE_TILES_L
 logger = logging.getLogger(__name__)
 
 _LISTED = 10
+_PEEKED = 100
 _REPAIR = "python -m navsim_recogdrive.cache repair {root}"
 
 _OPENING = threading.Lock()
@@ -148,8 +152,7 @@ def check_for_training(host: HostRun, config: PolicyConfig, backbone: SharedBack
         accepted = None
         if _has_local_vlm(config):
             # Training may compute in another dtype than caching did.
-            wanted = backbone.identity(config.cache_mode)
-            accepted = {replace(wanted, dtype=dtype).origin for dtype in ("bfloat16", "float32")}
+            accepted = set(_by_origin(backbone.identity(config.cache_mode)))
         _check_origins(root, report.origins, accepted)
         logger.warning("The cache %s does not say what made it: only the marks in its files were compared", root)
     # Training passes over scenes for evaluation, whatever is wrong with them.
@@ -189,11 +192,18 @@ def check_for_training(host: HostRun, config: PolicyConfig, backbone: SharedBack
 
 def vlm_of_run(host: HostRun, config: PolicyConfig, backbone: SharedBackbone) -> CacheIdentity | None:
     """What the hidden states of a training run come from, for its checkpoints; ``None`` if that is not known."""
+    root = None
     if config.cache_hidden_state and host.use_cache_without_dataset and host.cache_path is not None:
-        found = read_identity(Path(host.cache_path))
-        if found is not None:
+        root = Path(host.cache_path)
+        if (found := read_identity(root)) is not None:
             return found
-    return backbone.identity(config.cache_mode) if _has_local_vlm(config) else None
+    if not _has_local_vlm(config):
+        return None
+    configured = backbone.identity(config.cache_mode)
+    if root is None:
+        return configured
+    # The marks were compared before: there is one, and it tells the dtype that caching computed in.
+    return _by_origin(configured).get(_first_origin(root, host), configured)
 
 
 def require_writable(cache_path: Path) -> None:
@@ -256,6 +266,22 @@ def _check_origins(root: Path, counts: Counter[bytes], accepted: set[bytes] | No
             f"{listing}, expected {expected}. Set agent.vlm (path, prompt_profile, hidden_length, max_tiles, dtype) "
             "and agent.cam_type as they were in caching, or use another cache_path"
         )
+
+
+def _by_origin(identity: CacheIdentity) -> dict[bytes, CacheIdentity]:
+    """What ``identity`` would be in each dtype, by the marks that its hidden states would have."""
+    return {one.origin: one for one in (replace(identity, dtype=dtype) for dtype in ("bfloat16", "float32"))}
+
+
+def _first_origin(root: Path, host: HostRun) -> bytes:
+    """The first mark in the files of a training run; none if the first have none."""
+    logs = sorted({*(host.train_logs or ()), *(host.val_logs or ())}) or None
+    file_name = f"{HIDDEN_STATE_LAYOUT.files[0]}.gz"
+    for folder in islice(cached_scene_folders(root, logs, file_name), _PEEKED):
+        with suppress(DamagedFeature):
+            if (origin := peek_hidden_state(folder / file_name).origin) != UNKNOWN_ORIGIN:
+                return origin
+    return UNKNOWN_ORIGIN
 
 
 def _refuse_loose_files(root: Path) -> None:

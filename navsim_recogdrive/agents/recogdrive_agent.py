@@ -131,7 +131,8 @@ class ReCogDriveAgent(AbstractAgent):
             check_training(self._host, self.config)
             check_for_training(self._host, self.config, backbone)
             if self._resumed is not None and (vlm := vlm_of_run(self._host, self.config, backbone)) is not None:
-                check_remembered_vlm(self._resumed.path, vlm)
+                cached = bool(self._host.use_cache_without_dataset) and self.config.cache_hidden_state
+                check_remembered_vlm(self._resumed.path, vlm, cached=cached)
 
         self.action_head = DiffusionPlanner(self.config.planner)
         if checkpoint_path is not None:

@@ -122,7 +122,7 @@ class ReCogDriveRLAgent(ReCogDriveAgent):
         vlm = vlm_of_run(self._host, self.config, self._backbone)
         if vlm is not None:
             for checkpoint in {start, reference_policy_checkpoint} - {None}:
-                check_remembered_vlm(str(checkpoint), vlm)
+                check_remembered_vlm(str(checkpoint), vlm, cached=from_cache)
         self._reward = PartialReward(PDMReward(reward_settings, stop_at_unusable=missing_metric_caches == STOP))
         self._reward.leave_out(left_out, NOT_USABLE)
         self._rl_objective = RLObjective(self._policy, rl_config, self._reward, reference)

@@ -169,7 +169,7 @@ def open_evaluation_cache(config: PolicyConfig, vlm: SharedBackbone, checkpoint:
             f"{source.identity.trained[:12] or 'no joint training'}, the checkpoint {checkpoint} holds "
             f"{vlm.trained_fingerprint[:12] or 'no trained VLM'}: cache the split with agent.checkpoint_path set to it"
         )
-    check_remembered_vlm(checkpoint, source.identity)
+    check_remembered_vlm(checkpoint, source.identity, cached=True)
     return source
 
 

@@ -21,6 +21,7 @@ from navsim_recogdrive.vlm.adapters import (
     LoRA,
     TrainedVLM,
     check_base,
+    check_finite,
     load_trained,
     make_trainable,
     trained_parameters,
@@ -61,9 +62,12 @@ def read_trained_vlm(path: str | Path, weights: str = "averaged") -> TrainedVLM 
 
 def _trained_in(state: Mapping[str, Tensor], prefix: str) -> TrainedVLM:
     """The VLM of a state dict whose entries begin with ``prefix``."""
+    return TrainedVLM.from_state(state[prefix + _ABOUT], _weights_in(state, prefix))
+
+
+def _weights_in(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     model = prefix + _MODEL
-    weights = {key.removeprefix(model): value for key, value in state.items() if key.startswith(model)}
-    return TrainedVLM.from_state(state[prefix + _ABOUT], weights)
+    return {key.removeprefix(model): value for key, value in state.items() if key.startswith(model)}
 
 
 def check_base_vlm(config: VLMConfig, trained: TrainedVLM) -> None:
@@ -144,6 +148,7 @@ class TrainableVLM(nn.Module):
         check_base(mine.base, other)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        check_finite(_weights_in(state_dict, prefix))  # Lightning loads the weights of a resumed run here
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._frozen_keys = self._frozen(prefix)
 
@@ -200,7 +205,9 @@ class CarriedVLM(nn.Module):
         error_msgs: list[str],
     ) -> None:
         if prefix + _ABOUT in state_dict:
-            self._trained = _trained_in(state_dict, prefix)
+            trained = _trained_in(state_dict, prefix)
+            check_finite(trained.weights)
+            self._trained = trained
         else:
             missing_keys.append(prefix + _ABOUT)
 

@@ -85,8 +85,13 @@ def remembered_vlm_config(checkpoint: str | Path) -> VLMConfig | None:
     )
 
 
-def check_remembered_vlm(checkpoint: str | Path, configured: CacheIdentity) -> None:
+def check_remembered_vlm(checkpoint: str | Path, configured: CacheIdentity, *, cached: bool = False) -> None:
     """Make sure that a planner gets hidden states of the VLM that it was trained with; warns of another dtype.
+
+    Args:
+        checkpoint: of the planner.
+        configured: what the hidden states come from.
+        cached: they come from a cache, whose dtype no setting changes.
 
     Raises:
         InvalidSetting: if the checkpoint remembers another, with both.
@@ -101,16 +106,18 @@ def check_remembered_vlm(checkpoint: str | Path, configured: CacheIdentity) -> N
             "and agent.cam_type as they were in training"
         )
     if remembered is not None and remembered.dtype != configured.dtype:
-        _warn_of_dtype(remembered.dtype, configured.dtype)
+        _warn_of_dtype(remembered.dtype, configured.dtype, cached)
 
 
 @lru_cache(maxsize=4)
-def _warn_of_dtype(trained: str, configured: str) -> None:
+def _warn_of_dtype(trained: str, configured: str, cached: bool) -> None:
     """Once per process: NAVSIM's workers make an agent per task."""
     logger.warning(
-        "the planner was trained on hidden states computed in %s, here they are computed in %s: plans differ from "
-        "those of its validation by rounding. Set agent.vlm.dtype=%s for the same.",
+        "the planner was trained on hidden states computed in %s, %s computed in %s: plans differ from those of its "
+        "validation by rounding. %s agent.vlm.dtype=%s for the same.",
         trained,
+        "the cache's were" if cached else "here they are",
         configured,
+        "Cache the split again with" if cached else "Set",
         trained,
     )

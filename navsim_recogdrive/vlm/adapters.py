@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from navsim_recogdrive.vlm.checkpoint_files import VLMCheckpointError, listed
+from navsim_recogdrive.vlm.weights import all_finite
 
 if TYPE_CHECKING:
     from navsim_recogdrive.vlm.backbone import Backbone
@@ -220,16 +221,26 @@ def load_trained(backbone: Backbone, trained: TrainedVLM) -> None:
             if names
         ]
         raise VLMCheckpointError(f"the checkpoint's trained VLM does not fit its base VLM: {'; '.join(found)}")
-    broken = [name for name, weight in sorted(trained.weights.items()) if not torch.isfinite(weight).all()]
+    check_finite(trained.weights)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(trained.weights[name])
+    backbone.forget_prefix()
+
+
+def check_finite(weights: Mapping[str, Tensor]) -> None:
+    """Make sure that trained weights hold neither NaN nor infinity.
+
+    Raises:
+        VLMCheckpointError: naming those that do.
+    """
+    broken = [name for name, weight in sorted(weights.items()) if not all_finite(weight)]
     if broken:
         names = listed("weights of a trained VLM that are not finite", broken)
         raise VLMCheckpointError(
             f"the checkpoint's trained VLM holds values that are not finite: {names}; its training has diverged, or "
             "the file is damaged: use an earlier checkpoint"
         )
-    with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.copy_(trained.weights[name])
 
 
 def trained_parameters(model: nn.Module, training: str) -> dict[str, nn.Parameter]:

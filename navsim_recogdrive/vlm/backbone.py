@@ -40,8 +40,6 @@ class Backbone:
         hidden_size: width of a hidden state.
         hidden_length: rows of a hidden state, padding included.
         fingerprint: identity of the hidden states, see :class:`~navsim_recogdrive.vlm.identity.VLMIdentity`.
-        trainable: hidden states carry a graph where gradients are enabled, and nothing that depends on parameters is
-            kept from one call to the next.
         autocast: dtype that a trainable model computes in where its parameters are kept in another; ``None`` for none.
     """
 
@@ -55,7 +53,7 @@ class Backbone:
         self.hidden_size = identity.hidden_size
         self.hidden_length = identity.hidden_length
         self.fingerprint = identity.fingerprint
-        self.trainable = False
+        self._trainable = False
         self.autocast: torch.dtype | None = None
         self._image_token_id = preparation.image_token_id
         self._pad_token_id = preparation.pad_token_id
@@ -79,10 +77,24 @@ class Backbone:
         dtype: torch.dtype = self.autocast or self.model.dtype
         return dtype
 
+    @property
+    def trainable(self) -> bool:
+        """Hidden states carry a graph where gradients are enabled, and nothing is kept that depends on parameters."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, trainable: bool) -> None:
+        self._trainable = trainable
+        self.forget_prefix()  # it may be of parameters before training, or during it
+
+    def forget_prefix(self) -> None:
+        """To be called where parameters of a frozen model were changed: what they gave is computed anew."""
+        self._constants = None
+
     def to(self, device: torch.device | str) -> Backbone:
         """Move the model; returns itself."""
         (self.family.generator or self.model).to(torch.device(device))
-        self._constants = None
+        self.forget_prefix()
         return self
 
     def prepare(self, observation: Observation) -> VLMInputs:

@@ -100,7 +100,7 @@ def build_model(
                 if not natives:
                     continue
                 stored = stream.get_tensor(name)
-                if not torch.isfinite(stored.sum(dtype=torch.float32)):  # one pass without a copy
+                if not all_finite(stored):
                     broken.append(name)
                 parts = stored.chunk(len(natives))
                 for native, part in zip(natives, parts, strict=True):
@@ -112,6 +112,12 @@ def build_model(
             "download the checkpoint again, or use an earlier one"
         )
     return model
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether ``tensor`` holds neither NaN nor infinity."""
+    # The sum takes one pass without a copy; that of huge values overflows.
+    return bool(torch.isfinite(tensor.sum(dtype=torch.float32))) or bool(torch.isfinite(tensor).all())
 
 
 def _sources(

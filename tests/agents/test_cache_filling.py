@@ -250,6 +250,19 @@ def test_a_cache_without_identity(full_cache: Cache, caplog: pytest.LogCaptureFi
     assert not (full_cache.root / "_recogdrive").exists(), "what is not known must not be claimed"
 
 
+def test_the_marks_of_a_cache_without_identity_tell_its_dtype(full_cache: Cache) -> None:
+    from navsim_recogdrive.cache.identity import read_identity
+    from navsim_recogdrive.policy.remembered_vlm import RememberVLM
+
+    made_by = read_identity(full_cache.root)
+    assert made_by is not None
+    assert made_by.dtype == "float32"
+    shutil.rmtree(full_cache.root / "_recogdrive")
+    agent = full_cache.training_agent(vlm={"dtype": "bfloat16"})
+    (callback,) = [one for one in agent.get_training_callbacks() if isinstance(one, RememberVLM)]
+    assert callback._vlm == made_by
+
+
 def test_a_merged_cache_without_identity_is_refused(full_cache: Cache) -> None:
     from navsim_recogdrive.cache.identity import CacheIdentityError
 

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 from random_observation import random_observation
+from tiny_sizes import TINY_PLANNER
 
 from navsim_recogdrive.cache import scene_index
 from navsim_recogdrive.cache.identity import CacheIdentityError, claim
 from navsim_recogdrive.cache.stored import DamagedFeature
+from navsim_recogdrive.policy import remembered_vlm
 from navsim_recogdrive.policy.backbones import SharedBackbone
 from navsim_recogdrive.policy.cached_backbone import CachedBackbone, SceneNotCached, open_evaluation_cache
 from navsim_recogdrive.policy.configuration import PolicyConfig, VLMConfig
@@ -61,6 +63,30 @@ def test_hidden_states_are_those_of_the_vlm(cache: Path, config: VLMConfig) -> N
     expected = torch.cat([SharedBackbone(config, "cpu").hidden_states([one]) for one in observations])
     assert torch.equal(source.hidden_states(observations), expected)
     assert (source.counts.hits, source.counts.misses) == (3, 0)
+
+
+def test_another_dtype_of_the_cache_is_warned_of_with_what_changes_it(
+    cache: Path, config: VLMConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    identity = SharedBackbone(config, "cpu").identity()
+    assert identity.dtype == "bfloat16"
+    checkpoint = tmp_path / "last.ckpt"
+    remembered = {"vlm": replace(identity, dtype="float32").to_dict()}
+    torch.save({"state_dict": {}, "navsim_recogdrive": remembered}, checkpoint)
+    remembered_vlm._warn_of_dtype.cache_clear()
+    settings = PolicyConfig.from_mapping(
+        {
+            "vlm": {"path": config.path, "dtype": "float32"},
+            "planner": TINY_PLANNER,
+            "hidden_state_cache": str(cache),
+            "device": "cpu",
+        }
+    )
+    scene_index.open_scene_index.cache_clear()
+    open_evaluation_cache(settings, SharedBackbone(settings.vlm, "cpu"), checkpoint)
+    (warning,) = (one.message for one in caplog.records if "the planner was trained on" in one.message)
+    assert "computed in float32, the cache's were computed in bfloat16: " in warning
+    assert warning.endswith("Cache the split again with agent.vlm.dtype=float32 for the same.")
 
 
 def test_a_missing_scene_is_an_error_or_computed(cache: Path, config: VLMConfig) -> None:

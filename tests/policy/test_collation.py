@@ -9,7 +9,7 @@ import torch
 from interrupted_training import Model, Scenes
 from random_observation import random_observation
 from tiny_sizes import TINY_HIDDEN_LENGTH
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from navsim_recogdrive.policy.backbones import SharedBackbone
 from navsim_recogdrive.policy.collation import SceneCollate, UnequalScenes, name_unequal_scenes
@@ -43,10 +43,10 @@ def test_scenes_with_images_of_another_size_are_named(tmp_path: Path) -> None:
     with pytest.raises(UnequalScenes) as error:
         next(iter(loader))
     found = str(error.value)
-    assert "image_tiles of several shapes" in found
-    assert "in scenes scene0, scene1, scene2, scene3 and 2 more; [1," in found
+    assert "the scenes of a batch have unequal features: image_tiles: [1," in found
+    assert "in scenes scene0, scene1, scene2, scene3 and 2 more, [1," in found
     assert "in scene scene6. The cameras' images must have one size" in found
-    assert "dataloader.params.batch_size=1" in found
+    assert found.endswith("dataloader.params.batch_size=1")
 
     one_by_one = DataLoader(scenes, batch_size=1)
     name_unequal_scenes(one_by_one)
@@ -72,8 +72,26 @@ def test_a_training_run_names_them(workers: int) -> None:
         enable_model_summary=False,
         callbacks=[OrderedScenes()],
     )
-    with pytest.raises(UnequalScenes, match=rf"x of several shapes: .*\[4\] in scene {scenes.tokens[5]}"):
+    with pytest.raises(UnequalScenes, match=rf"features: x: .*\[4\] in scene {scenes.tokens[5]}"):
         trainer.fit(Model(), DataLoader(scenes, batch_size=8, shuffle=True, num_workers=workers))
+
+
+def test_everything_that_differs_is_named() -> None:
+    def scene(token: str, poses: int = 8, **features: torch.Tensor) -> tuple[dict[str, Any], dict[str, Any]]:
+        return features, {"trajectory": torch.zeros(poses, 3), "token": token}
+
+    one, two = torch.zeros(1), torch.zeros(2)
+    collate = SceneCollate(default_collate)
+    with pytest.raises(UnequalScenes) as error:
+        collate([scene("a", x=one, y=one), scene("b", 7, x=two, y=one), scene("c", x=one)])
+    found = str(error.value)
+    assert "features: x: [1] in scenes a, c, [2] in scene b; y: [1] in scenes a, b, missing in scene c; " in found
+    assert "; trajectory: [8, 3] in scenes a, c, [7, 3] in scene b. Where the scenes come from a cache" in found
+    assert "images" not in found, "of image tiles alone"
+    with pytest.raises(UnequalScenes, match=r"features: y: \[1\] in scene a, missing in scene b\. Where"):  # a KeyError
+        collate([scene("a", x=one, y=one), scene("b", x=one)])
+    with pytest.raises(UnequalScenes, match="one size: .*batch_size=1. Where the scenes come from a cache"):
+        collate([scene("a", image_tiles=one, x=one), scene("b", image_tiles=two, x=two)])
 
 
 def test_other_errors_are_left_as_they_are() -> None:

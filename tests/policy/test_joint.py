@@ -259,6 +259,21 @@ def test_another_dtype_than_in_training_is_warned_of(
     assert "Set agent.vlm.dtype=bfloat16" in warned["float32"][0]
 
 
+@pytest.mark.parametrize("training", ["lora", "full"])
+def test_a_vlm_that_is_not_finite_is_not_resumed(training: str, tiny_vlm: Path) -> None:
+    """A resumed run's weights come by ``load_state_dict``, into the VLM in training or the carried one."""
+    part = TrainableVLM(_config(tiny_vlm, training))
+    state = {key: value.clone() for key, value in part.state_dict().items()}
+    name = sorted(key for key in state if key.startswith("model."))[-1]
+    carried = CarriedVLM(part.trained())
+    state[name].view(-1)[-1] = float("nan")
+    refused = rf"trained VLM holds values that are not finite: {name.removeprefix('model.')}; its training has diverged"
+    for module in (part, carried):
+        with pytest.raises(VLMCheckpointError, match=refused):
+            nn.ModuleDict({"vlm": module}).load_state_dict({f"vlm.{key}": value for key, value in state.items()})
+        assert all(value.isfinite().all() for value in module.state_dict().values()), "nothing is changed then"
+
+
 def test_a_trained_vlm_is_carried_through_a_run_of_the_planner_alone(tiny_vlm: Path, tmp_path: Path) -> None:
     agent = _Agent(_config(tiny_vlm, "lora"))
     agent.step(_features(agent.backbone, [random_observation(0)]))

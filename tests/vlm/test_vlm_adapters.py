@@ -199,6 +199,16 @@ def test_values_that_are_not_finite_are_refused(load: Load, value: float) -> Non
     assert all(torch.equal(weight, kept[key]) for key, weight in before.items()), "nothing is changed then"
 
 
+def test_loading_weights_forgets_what_others_gave(load: Load) -> None:
+    backbone, trained = load("full"), _trained(load, "full")[1]
+    scene = backbone.prepare(random_observation(0))
+    backbone.hidden_states([scene])  # what it keeps of the prefix is of the base VLM
+    restore(backbone, trained, torch.float32)
+    fresh = load("full")
+    restore(fresh, trained, torch.float32)
+    assert torch.equal(backbone.hidden_states([scene]), fresh.hidden_states([scene]))
+
+
 def test_fingerprint_covers_the_weights(load: Load) -> None:
     _, trained = _trained(load, "lora")
     name = next(iter(trained.weights))

@@ -169,6 +169,19 @@ def test_a_trainable_backbone_keeps_nothing_from_one_call_to_the_next(checkpoint
     assert relative(before[:, 100:300], after[:, 100:300]) > 1e-3  # prefix
 
 
+def test_what_was_kept_before_training_is_not_used_after_it(checkpoint, scenes):
+    backbone = load_backbone(checkpoint, dtype=torch.float32)
+    before = backbone.hidden_states(scenes[:1])
+    backbone.trainable = True
+    with torch.no_grad():
+        backbone.model.language_model.layers[0].mlp.up_proj.weight.mul_(1.5)
+    trained = backbone.hidden_states(scenes[:1]).detach()
+    backbone.trainable = False
+    after = backbone.hidden_states(scenes[:1])
+    assert relative(before[:, :300], after[:, :300]) > 1e-3
+    torch.testing.assert_close(after, trained, rtol=1e-4, atol=1e-4)
+
+
 def test_autocast_of_a_trainer_does_not_reach_the_model(exact, scenes):
     plain = exact.hidden_states(scenes[:1])
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -201,6 +201,13 @@ def test_weights_that_are_not_finite_are_named(native):
     assert all(name in str(error.value) for name in (first, second, third))
 
 
+def test_huge_weights_are_finite(native):
+    """Of bfloat16, whose sum overflows float32."""
+    name = next(name for name in sorted(stored(native)) if name.endswith("mlp.up_proj.weight"))
+    rewrite_weights(native, lambda weights: weights[name].fill_(3e38))
+    load(native)
+
+
 def test_one_weight_in_two_layouts_is_refused(native):
     rewrite_weights(native, lambda w: w.update({"model.language_model.norm.weight": torch.zeros(64)}))
     message = r"language_model.model.norm.weight and model.language_model.norm.weight are the same weight"
