@@ -9,7 +9,7 @@
 #   require_file NAME...         exits with 2 if a variable is not set or names no file
 #   require_folder NAME FIX      exits with 2 and says FIX if a variable names no folder; not in a dry run, since earlier
 #                                stages may not have made it yet
-#   require_whole_number NAME... exits with 2 if a variable is none
+#   require_whole_number NAME... exits with 2 if a variable is none, or one of more than 9 digits
 #   require_positive NAME...     exits with 2 if a variable is no whole number above 0
 #   require_navsim               find_navsim of environment.sh, or exits and says why
 #   overridden NAME              whether OVERRIDES sets it; its value is then in VALUE
@@ -87,6 +87,8 @@ require_whole_number() {
     local name
     for name in "$@"; do
         [[ ${!name} =~ ^(0|[1-9][0-9]*)$ ]] || _refuse "$name must be a whole number, found ${!name}"
+        # The shell's arithmetic goes wrong without a word where a number is too large for it.
+        ((${#BASH_REMATCH[0]} <= 9)) || _refuse "$name must be a whole number of at most 9 digits, found ${!name}"
     done
 }
 

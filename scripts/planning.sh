@@ -37,6 +37,12 @@ set_split() {
     case "$SPLIT" in
         navhard_two_stage | warmup_two_stage) scenes=synthetic_scene_pickles ;;
         private_test_hard_two_stage) scenes=openscene_meta_datas ;;
+        *two_stage*)
+            overridden synthetic_scenes_path ||
+                _refuse "SPLIT=$SPLIT: NAVSIM's split lists no second-stage scenes, without which its runners fail after" \
+                    "stage one; navhard_two_stage, warmup_two_stage and private_test_hard_two_stage have them." \
+                    "For a split of your own give synthetic_scenes_path=FOLDER synthetic_sensor_path=FOLDER"
+            ;;
     esac
     [[ -z $scenes ]] || SPLIT_PATHS=(
         "synthetic_sensor_path=$(quoted "$OPENSCENE_DATA_ROOT/$SPLIT/sensor_blobs")"

@@ -30,7 +30,9 @@ set_torchrun() {
     set_nodes
     GPUS_PER_NODE="${GPUS_PER_NODE:-${SLURM_GPUS_ON_NODE:-$(visible_gpus | wc -l)}}"
     MASTER_PORT="${MASTER_PORT:-29500}"
-    require_whole_number GPUS_PER_NODE MASTER_PORT
+    require_whole_number GPUS_PER_NODE
+    require_positive MASTER_PORT
+    ((MASTER_PORT <= 65535)) || _refuse "MASTER_PORT must be at most 65535, found $MASTER_PORT"
     MASTER_ADDR="${MASTER_ADDR:-$(_master_address)}"
     if [[ -z $MASTER_ADDR ]]; then
         _refuse "MASTER_ADDR is not set, and with NNODES=$NNODES every node must know node 0;" \

@@ -16,6 +16,8 @@ TEXT_2B, TEXT_8B = (f"evaluation/run_recogdrive_vlm_pdm_score_evaluation_{size}.
 SUBMISSION_2B, SUBMISSION_8B = (
     f"submission/run_recogdrive_create_submission_pickle_{size}.sh" for size in ("2b", "8b")
 )
+METRICS = "cache_dataset/run_metric_caching.sh"
+HIDDEN_STATES = "cache_dataset/run_caching_recogdrive_hidden_state_eval.sh"
 CHALLENGE = "private_test_hard_two_stage"
 UNANNOTATED = f"SPLIT={CHALLENGE} has no annotations, without which NAVSIM can only submit"
 CREDIT = {
@@ -103,6 +105,16 @@ def test_two_stages() -> None:
         "synthetic_sensor_path='/data/warmup_two_stage/sensor_blobs'",
         "synthetic_scenes_path='/data/warmup_two_stage/synthetic_scene_pickles'",
     }
+    for script in (EVALUATION_2B, SUBMISSION_2B, METRICS, HIDDEN_STATES):
+        for split in ("navtest_two_stage", "navsafe_two_stage", "warmup_navsafe_two_stage_extended"):
+            done = run(script, "--dry-run", environment={**wanted, **CREDIT, "SPLIT": split})
+            assert done.returncode == 2
+            assert f"SPLIT={split}: NAVSIM's split lists no second-stage scenes" in done.stderr
+    own = {**wanted, "SPLIT": "navhard_two_stage_mended"}
+    folders = ["synthetic_scenes_path=/own/scenes", "synthetic_sensor_path=/own/images"]
+    runner, given = overrides(EVALUATION_2B, *folders, environment=own)
+    assert runner == "run_pdm_score.py"
+    assert set(given) >= {*folders, "train_test_split=navhard_two_stage_mended"}
     # tests/agents/test_two_stage_chain.py runs the other scripts.
     runner, given = overrides(SUBMISSION_2B, environment={**wanted, **CREDIT})
     assert runner == "run_create_submission_pickle.py"
@@ -151,8 +163,8 @@ def test_a_split_without_second_stage() -> None:
             "set VLM_PATH to run the VLM, or CACHE_PATH to take its hidden states of navtest",
         ),
         (EVALUATION_2B, {"SPLIT": CHALLENGE}, UNANNOTATED),
-        ("cache_dataset/run_metric_caching.sh", {"SPLIT": CHALLENGE}, UNANNOTATED),
-        ("cache_dataset/run_caching_recogdrive_hidden_state_eval.sh", {"SPLIT": CHALLENGE}, UNANNOTATED),
+        (METRICS, {"SPLIT": CHALLENGE}, UNANNOTATED),
+        (HIDDEN_STATES, {"SPLIT": CHALLENGE}, UNANNOTATED),
         (EVALUATION_2B, {"WORKER": "ray_shared_gpus"}, "there is no GPU: WORKER=ray_distributed_no_torch"),
         (
             EVALUATION_2B,

@@ -184,6 +184,12 @@ def _check_tokens(report: Report, stages: Mapping[str, Mapping[Any, Any]], expec
         report.warn("tokens_not_checked", "whether all scenes are there was not checked: give --split or --tokens")
         return
     report.tokens_checked = True
+    if not expected.listed:
+        report.warn(
+            "tokens_of_this_machine",
+            f"{expected.source} lists no tokens, or overrides narrow it beyond them: scenes whose data are not on this "
+            "machine were not missed",
+        )
     if report.format == V1 and expected.second:
         report.error("format", f"{expected.source} has second-stage scenes, which only NAVSIM v2.x writes")
     compared: dict[str, tuple[set[Any], frozenset[str]]]

@@ -25,8 +25,10 @@ from navsim_recogdrive.viz.drawable import DrawableScene
 def chosen_scenes(options: argparse.Namespace) -> Iterator[DrawableScene]:
     """The scenes that the options ask for; logs and images are read one after the other.
 
+    Tokens that are not in the logs, as those of a second stage, are passed over with a line on stderr.
+
     Raises:
-        SceneNotFound: for a token or log that the data does not have.
+        SceneNotFound: for tokens none of which the data has, or a log that it does not have.
         NoMap: if a map cannot be opened.
         UnusableMetricCache: for a folder that holds no metric caches of this NAVSIM.
     """
@@ -41,8 +43,20 @@ def chosen_scenes(options: argparse.Namespace) -> Iterator[DrawableScene]:
 
 def _log_scenes(options: argparse.Namespace, scored: MetricCacheFolder | None) -> Iterator[LogScene]:
     """Those named by token, then some of the logs'; where plans are scored, those that can be."""
+    failure = None
+    there = 0
     for token in options.token:
-        yield find_scene(options.data_root, token=token, split=options.split)
+        try:
+            scene = find_scene(options.data_root, token=token, split=options.split)
+        except SceneNotFound as error:
+            failure = failure or error
+            if len(options.token) > 1:
+                print(f"passed over: {error}", file=sys.stderr)
+            continue
+        there += 1
+        yield scene
+    if failure is not None and not there:
+        raise failure
     found = [
         (log, token, frame)
         for log in options.log

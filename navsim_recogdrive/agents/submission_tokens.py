@@ -16,7 +16,8 @@ CHALLENGE = "private_test_hard_two_stage"
 """The split of NAVSIM v2.x whose scenes have no annotations and files of their own form."""
 
 _FILTER = "train_test_split.scene_filter."
-_SECOND_STAGE = _FILTER + "reactive_synthetic_initial_tokens"
+_LISTS = ("tokens", "reactive_synthetic_initial_tokens")
+"""Of a scene filter: where they are given, they say which scenes a submission must hold."""
 
 
 class NoSuchTokens(ValueError):
@@ -32,11 +33,13 @@ class ExpectedTokens:
         second: second-stage scenes, which only submissions of NAVSIM v2.x have; ``None``: not told apart, ``first`` are
             those of both stages.
         source: what they are the scenes of.
+        listed: whether a list names them; else they are those that the data on this machine have.
     """
 
     first: frozenset[str]
     second: frozenset[str] | None
     source: str
+    listed: bool = True
 
 
 def read_tokens(path: Path) -> ExpectedTokens:
@@ -54,16 +57,18 @@ def read_tokens(path: Path) -> ExpectedTokens:
     return ExpectedTokens(tokens, None, str(path))
 
 
-def tokens_of_split(split: str, overrides: Sequence[str]) -> ExpectedTokens:
+def tokens_of_split(split: str, overrides: Sequence[str], *, of_the_data: bool = False) -> ExpectedTokens:
     """Tokens of a split, as a leaderboard expects them.
 
-    Where the split's scene filter lists its tokens, those count, whether their data are on this machine or not: a
-    submission made with a part of the data must not pass. Otherwise, or if an override narrows the filter, NAVSIM's own
-    loader reads the logs and, of two stages, the folder ``synthetic_scenes_path``.
+    Where the scene filter lists its tokens, in the split or by an override, those count, whether their data are on this
+    machine or not: a submission made with a part of the data must not pass. Otherwise, or if an override narrows the
+    filter beyond its lists (logs, number of scenes, frames), NAVSIM's own loader reads the logs and, of two stages, the
+    folder ``synthetic_scenes_path``; such tokens are not :attr:`ExpectedTokens.listed`.
 
     Args:
         split: NAVSIM's name of it.
         overrides: Hydra's, as for ``run_create_submission_pickle.py``; those of the agent are passed over.
+        of_the_data: leave out what the data on this machine do not have, whatever the lists say.
 
     Raises:
         NoSuchTokens: if there is no such split, or no logs or second-stage scenes to read it from.
@@ -78,9 +83,9 @@ def tokens_of_split(split: str, overrides: Sequence[str]) -> ExpectedTokens:
         with initialize_config_dir(config_dir=str(runner_config_folder("pdm_scoring")), version_base=None):
             config = compose("default_run_create_submission_pickle", overrides=[f"train_test_split={split}", *others])
         scene_filter = instantiate(config.train_test_split.scene_filter)
-        narrowed = any(name.startswith(_FILTER) and name != _SECOND_STAGE for name in names)
+        narrowed = any(name.startswith(_FILTER) and name.removeprefix(_FILTER) not in _LISTS for name in names)
         second = getattr(scene_filter, "reactive_synthetic_initial_tokens", None) or ()
-        if scene_filter.tokens is not None and not narrowed:
+        if scene_filter.tokens is not None and not narrowed and not of_the_data:
             return ExpectedTokens(frozenset(scene_filter.tokens), frozenset(second), split)
         folder = Path(config.navsim_log_path)
         scenes = Path(config.synthetic_scenes_path) if second else None
@@ -105,4 +110,5 @@ def tokens_of_split(split: str, overrides: Sequence[str]) -> ExpectedTokens:
         frozenset(loader.tokens if first is None else first),
         frozenset(loader.reactive_tokens_stage_two or ()) if second else frozenset(),
         split,
+        listed=False,
     )

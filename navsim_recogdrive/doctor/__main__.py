@@ -18,7 +18,7 @@ from navsim_recogdrive import __version__
 from navsim_recogdrive.doctor.context import Context
 from navsim_recogdrive.doctor.findings import as_json, as_text, exit_status
 from navsim_recogdrive.doctor.registry import diagnose
-from navsim_recogdrive.doctor.request import OVERRIDABLE, STAGES, Request
+from navsim_recogdrive.doctor.request import CHALLENGE_SPLIT, OVERRIDABLE, STAGES, Request
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,9 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         environment=environment,
         time_limit_s=options.time_limit,
     )
-    findings = diagnose(Context(request))
+    context = Context(request)
+    findings = diagnose(context)
     if options.json:
-        print(as_json(findings, request.to_dict(), __version__))
+        print(as_json(findings, {**request.to_dict(), "split": context.split}, __version__))
     else:
         width = shutil.get_terminal_size((120, 24)).columns
         sys.stdout.write(as_text(findings, width, sys.stdout.isatty() and "NO_COLOR" not in environment))
@@ -74,7 +75,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--checkpoint", metavar="FILE", help="planner weights (default: $CHECKPOINT)")
     parser.add_argument("--cache", metavar="FOLDER", help="cached hidden states or tiles (default: $CACHE_PATH)")
     parser.add_argument("--metric-cache", metavar="FOLDER", help="metric cache (default: $METRIC_CACHE_PATH)")
-    parser.add_argument("--split", help="train_test_split (default: navtrain, for evaluate and submit navtest)")
+    parser.add_argument(
+        "--split",
+        help="train_test_split (default: navtrain; for evaluate navtest; for submit the leaderboard's, navtest with "
+        f"NAVSIM v1.1, {CHALLENGE_SPLIT} with v2.x)",
+    )
     parser.add_argument("--json", action="store_true", help="print the report as JSON")
     parser.add_argument(
         "--time-limit", type=_positive, default=120.0, metavar="SECONDS", help="for one import (default: %(default)g)"

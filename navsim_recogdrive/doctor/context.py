@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from navsim_recogdrive.doctor.isolated.runner import StepResult, run_steps
-from navsim_recogdrive.doctor.request import Request
+from navsim_recogdrive.doctor.request import CHALLENGE_SPLIT, TEST_SPLIT, TRAINING_SPLIT, Request
 
 PACKAGE = "navsim-recogdrive"
 OWN_FOLDER = Path(__file__).parents[1]
@@ -107,6 +107,16 @@ class Context:
         """The importable ``navsim``."""
         folder = self.module_folder("navsim")
         return None if folder is None else Navsim(folder)
+
+    @property
+    def split(self) -> str | None:
+        """NAVSIM's split: the request's, or what the scripts of its stage take; ``None`` where there is neither."""
+        stage = self.request.stage
+        if self.request.split is not None or stage is None:
+            return self.request.split
+        if stage == "submit" and self.navsim is not None and self.navsim.is_the_benchmark and self.navsim.major >= 2:
+            return CHALLENGE_SPLIT
+        return TEST_SPLIT if stage in ("evaluate", "submit") else TRAINING_SPLIT
 
     @cached_property
     def imports(self) -> list[str]:

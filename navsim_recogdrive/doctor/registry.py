@@ -21,6 +21,7 @@ from navsim_recogdrive.doctor.checks import (
     processors,
     python,
     registration,
+    second_stage,
     vlm,
 )
 from navsim_recogdrive.doctor.context import Context
@@ -55,6 +56,7 @@ CHECKS = (
     Check("hydra", registration.check, _DRIVING),
     Check("environment", environment.check),
     Check("data", data.check),
+    Check("data.second_stage", second_stage.check, ("cache", "evaluate", "submit")),
     Check("maps", maps.check, ("cache", "evaluate", "submit", "pretraining")),
     Check("vlm", vlm.check),
     Check("checkpoint", checkpoints.check, ("train", "rl", "evaluate", "submit")),

@@ -12,7 +12,7 @@ from navsim_recogdrive.doctor.findings import ERROR, WARNING, Finding
 STAGES = ("cache", "train", "rl", "evaluate", "submit", "pretraining")
 """Hidden-state caching, imitation, reinforcement learning, PDM scoring, submission, and fine-tuning of the VLM."""
 
-TRAINING_SPLIT, TEST_SPLIT = "navtrain", "navtest"
+TRAINING_SPLIT, TEST_SPLIT, CHALLENGE_SPLIT = "navtrain", "navtest", "private_test_hard_two_stage"
 
 OVERRIDABLE = ("agent.", "agent/", "dataloader.params.")
 """Beginnings of the runner's Hydra overrides that the doctor takes, after an optional ``+``, ``++`` or ``~``."""
@@ -30,7 +30,8 @@ class Request:
         checkpoint: planner weights to evaluate or start from.
         cache: folder of cached hidden states or image tiles.
         metric_cache: folder of metric caches.
-        split: NAVSIM's ``train_test_split``; ``None``: the stage's, see :attr:`the_split`.
+        split: NAVSIM's ``train_test_split``; ``None``: the stage's, see
+            :attr:`~navsim_recogdrive.doctor.context.Context.split`.
         environment: environment variables.
         time_limit_s: after which an import or another step in the separate process is given up.
     """
@@ -54,13 +55,6 @@ class Request:
         """A finding about something that ``stages`` need: an error if one of them was asked for, else a warning."""
         return Finding(check, ERROR if self.stage in stages else WARNING, found, fix)
 
-    @property
-    def the_split(self) -> str | None:
-        """NAVSIM's split; ``None`` where neither it nor a stage was given."""
-        if self.split is not None or self.stage is None:
-            return self.split
-        return TEST_SPLIT if self.stage in ("evaluate", "submit") else TRAINING_SPLIT
-
     def override(self, name: str) -> str | None:
         """Value of a setting among the overrides, the last one; ``None`` where there is none or it is ``null``."""
         values = [value for one in self.overrides for key, _, value in [one.lstrip("+").partition("=")] if key == name]
@@ -76,5 +70,5 @@ class Request:
             "overrides": list(self.overrides),
             "vlm": self.vlm,
             **{name: None if path is None else str(path) for name, path in paths.items()},
-            "split": self.the_split,
+            "split": self.split,
         }

@@ -102,10 +102,9 @@ class RunSettings:
 
 def read_settings(score_file: Path) -> RunSettings:
     """The settings of the run that wrote a CSV; empty where the CSV was copied away from them."""
-    try:
-        with (score_file.parent / "code" / "hydra" / "config.yaml").open(encoding="utf-8") as file:
-            config = yaml.safe_load(file)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    kept = score_file.parent / "code" / "hydra"
+    config = _yaml(kept / "config.yaml")
+    if config is None:
         return RunSettings({}, None)
     wanted = {
         "agent": ("agent", "_target_"),
@@ -114,12 +113,24 @@ def read_settings(score_file: Path) -> RunSettings:
         "split": ("train_test_split", "data_split"),
     }
     found = {name: _at(config, keys) for name, keys in wanted.items()}
+    # The config has the folder of the logs, which navtest and navhard share; which file it came from Hydra notes apart.
+    choices = _at(_yaml(kept / "hydra.yaml"), ("hydra", "runtime", "choices"))
+    found["split"] = _at(choices, ("train_test_split",)) or found["split"]
     shown = {name: str(value) for name, value in found.items() if value and "${" not in str(value)}
     if "agent" in shown:
         shown["agent"] = shown["agent"].rpartition(".")[2]
     cache = _at(config, ("metric_cache_path",))
     folder = Path(cache) if isinstance(cache, str) and "${" not in cache else None
     return RunSettings(shown, folder if folder is not None and folder.is_dir() else None)
+
+
+def _yaml(path: Path) -> Any:
+    """What a file holds; ``None`` where it cannot be read."""
+    try:
+        with path.open(encoding="utf-8") as file:
+            return yaml.safe_load(file)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
 
 
 def _at(config: Any, keys: Iterable[str]) -> Any:

@@ -34,5 +34,10 @@ else
     SETTINGS=("cache.cache_path=$(quoted "$METRIC_CACHE_PATH")" cache.force_feature_computation=false)
 fi
 say "NAVSIM v$NAVSIM_MAJOR: metric caches of $SPLIT in $METRIC_CACHE_PATH"
-run_or_print python "$NAVSIM_SCRIPT_ROOT/run_metric_caching.py" "train_test_split=$SPLIT" \
-    "worker=${WORKER:-ray_distributed_no_torch}" "${SETTINGS[@]}" "${SPLIT_PATHS[@]}" "${OVERRIDES[@]}"
+SETTINGS=(
+    "train_test_split=$SPLIT" "worker=${WORKER:-ray_distributed_no_torch}" "${SETTINGS[@]}" "${SPLIT_PATHS[@]}"
+    "${OVERRIDES[@]}"
+)
+# Without logs NAVSIM ends well, with nothing written.
+$DRY_RUN || run_command python -m navsim_recogdrive.agents.log_shards --check-metric-caching "${SETTINGS[@]}"
+run_or_print python "$NAVSIM_SCRIPT_ROOT/run_metric_caching.py" "${SETTINGS[@]}"

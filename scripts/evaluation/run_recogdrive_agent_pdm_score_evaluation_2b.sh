@@ -44,6 +44,12 @@ set_split
 RUNNER=run_pdm_score.py
 [[ $NAVSIM_MAJOR -lt 2 || $SPLIT == *two_stage* ]] || RUNNER=run_pdm_score_one_stage.py
 
+# In two stages NAVSIM would plan all other scenes, and then write no scores.
+if ! $DRY_RUN && [[ $SPLIT == *two_stage* ]] && ! overridden metric_cache_path; then
+    run_command python -m navsim_recogdrive.agents.check_metric_cache "$METRIC_CACHE_PATH" --split "$SPLIT" \
+        "${SPLIT_PATHS[@]}" "${OVERRIDES[@]}"
+fi
+
 remember_files "$EXPERIMENT" '*.csv'
 say "NAVSIM v$NAVSIM_MAJOR: agent=$AGENT on $SPLIT by $WORKER, $GPUS_PER_NODE GPUs"
 run_or_print python "$NAVSIM_SCRIPT_ROOT/$RUNNER" "${PLANNER[@]}" "train_test_split=$SPLIT" \

@@ -64,9 +64,45 @@ def test_scenes_are_counted_as_the_runner_counts_them(navsim_world: Path, monkey
     assert sum(scenes_per_log(split[:1], workers=1).values()) < 21, "scenes that do not overlap are fewer"
     with pytest.raises(CannotShard, match="max_scenes=2"):
         scenes_per_log([*split, "train_test_split.scene_filter.max_scenes=2"], 1)
+    with pytest.raises(CannotShard, match="the scene filter admits no scene of the 3 logs in .*: check OPENSCENE_DATA"):
+        scenes_per_log([*split, "train_test_split.scene_filter.tokens=[none]"], 1)
     monkeypatch.setenv("OPENSCENE_DATA_ROOT", str(navsim_world / "nothing"))
     with pytest.raises(FileNotFoundError, match="OPENSCENE_DATA_ROOT"):
         scenes_per_log(split, 1)
+
+
+def test_logs_that_are_not_there(
+    navsim_world: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None: an end, for hidden states and for metrics; some: a warning."""
+    from navsim_recogdrive.agents.log_shards import main
+
+    folder = navsim_world / "navsim_logs" / "trainval"
+    log = min(path.stem for path in folder.glob("*.pkl"))
+    monkeypatch.setenv("NAVSIM_EXP_ROOT", "unused")
+    for task in (["--shards", "2", "--workers", "1"], ["--check-metric-caching"]):
+        for names, status, said in (
+            (["other", "another"], 2, f"error: none of the 2 logs of trainval is in {folder}: check OPENSCENE_DATA"),
+            (["other", log], 0, f"warning: 1 of the 2 logs of trainval are not in {folder}"),
+        ):
+            overrides = [f"train_test_split.scene_filter.log_names=[{','.join(names)}]"]
+            monkeypatch.setattr("sys.argv", ["log_shards", *task, "train_test_split=trainval", *overrides])
+            assert main() == status
+            printed = capsys.readouterr()
+            assert said in printed.err
+            assert len(printed.out.splitlines()) == (2 if status == 0 and "--shards" in task else 0)
+
+
+@pytest.mark.parametrize("name", ["run_caching_recogdrive_hidden_state.sh", "run_metric_caching.sh"])
+def test_caching_without_a_log_of_the_split_fails(environment: dict[str, str], tmp_path: Path, name: str) -> None:
+    environment |= {"SPLIT": "navtest", "WORKER": "sequential"}
+    (tmp_path / "data" / "navsim_logs" / "test").mkdir(parents=True)
+    environment["OPENSCENE_DATA_ROOT"] = str(tmp_path / "data")
+    done = subprocess.run(_script(name=name), env=environment, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "error: none of the 136 logs of navtest is in" in done.stderr
+    assert "Done" not in done.stdout
+    assert not (tmp_path / "exp").exists(), "nothing has been started"
 
 
 @pytest.fixture

@@ -299,8 +299,13 @@ def test_other_splits_are_read_from_their_logs(navsim_world: Path, monkeypatch: 
     assert len(found.first) > 5
     assert found.second == frozenset()
     one = sorted(found.first)[0]
-    narrowed = tokens_of_split("test", [every_frame, f"train_test_split.scene_filter.tokens=['{one}', 'other']"])
+    tokens = f"train_test_split.scene_filter.tokens=['{one}', 'other']"
+    narrowed = tokens_of_split("test", [every_frame, tokens])
     assert narrowed.first == {one}, "of the data that are here"
+    assert not found.listed
+    assert not narrowed.listed
+    given = tokens_of_split("test", [tokens, *second])
+    assert (given.first, given.second, given.listed) == ({one, "other"}, frozenset(), True), "wherever their data are"
     if NAVSIM_MAJOR >= 2:
         logs = "train_test_split.scene_filter.log_names=[one]"
         with pytest.raises(NoSuchTokens, match="no folder of second-stage scenes .*: give synthetic_scenes_path"):
@@ -329,6 +334,8 @@ def test_files_without_a_trajectory(
     assert codes(one_stage, ExpectedTokens(tokens, None, "a list")) == [("warning", "no_second_stage")]
     assert codes(one_stage, ExpectedTokens(tokens, frozenset(), "a split of one stage")) == []
     assert codes(one_stage, ExpectedTokens(tokens, frozenset(SYNTHETIC), "of two")) == [("error", "missing_tokens")]
+    of_the_data = ExpectedTokens(tokens, None, "a split", listed=False)
+    assert codes(submission_v1, of_the_data) == [("warning", "tokens_of_this_machine")]
 
 
 @pytest.mark.filterwarnings("error")

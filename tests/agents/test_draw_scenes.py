@@ -108,6 +108,7 @@ def test_the_simulated_ego_follows_the_human(navsim_world: Path, metric_cache: P
     [
         ([], "which scenes? Give --token TOKEN... or --log NAME..."),
         (["--token", "0123"], "no scene '0123'"),
+        (["--token", "0123", "4567"], "error: no scene '0123'"),
         (["--log", "nowhere"], "has no log 'nowhere'"),
         (["--token", "TOKEN", "--metric-cache", "none"], "no metric cache folder none"),
         (["--token", "TOKEN", "--maps", "none"], "in none cannot be opened"),
@@ -123,6 +124,21 @@ def test_wrong_usage(
     given = [word.replace("TOKEN", token) for word in arguments]
     assert draw_scenes.main(["pictures", str(tmp_path / "out"), *given]) == 2
     assert message in capsys.readouterr().err
+
+
+def test_tokens_that_no_log_has_are_passed_over(
+    navsim_world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A report lists scenes of both stages; those of the second lie in no log."""
+    from navsim_recogdrive.agents import draw_scenes
+    from navsim_recogdrive.world.scenes import load_scenes
+
+    token = load_scenes(navsim_world, "test")[0].token
+    second = f"{token[:-1]}x0"
+    arguments = ["--token", second, token, "--maps", str(navsim_world / "maps"), "--height", "240"]
+    assert draw_scenes.main(["pictures", str(tmp_path / "out"), *arguments]) == 0
+    assert f"passed over: no scene '{second}'" in capsys.readouterr().err
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {token}
 
 
 def test_without_data_or_maps(

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from fakes import Site, context, hydra_answer, only, problems, write_logs, write_maps
 
-from navsim_recogdrive.doctor.checks import data, environment, maps
+from navsim_recogdrive.doctor.checks import data, environment, maps, second_stage
+from navsim_recogdrive.doctor.request import CHALLENGE_SPLIT
 
 
 @pytest.fixture
@@ -115,6 +116,77 @@ def test_a_split_is_read_from_navsim(variables: dict[str, str], tmp_path: Path) 
     )
     (config / "scene_filter" / "some.yaml").write_text("log_names: null\ntokens: null\n")
     assert not problems(data.check(context(site, {}, variables, stage="cache")))
+
+
+def test_the_challenges_images_lie_in_folders_of_cameras(variables: dict[str, str], tmp_path: Path) -> None:
+    root = Path(variables["OPENSCENE_DATA_ROOT"])
+    (root / "navsim_logs" / "private_test_hard").mkdir()
+    (root / "navsim_logs" / "private_test_hard" / "private_test_hard.pkl").write_bytes(b"log")
+    camera = root / "sensor_blobs" / "private_test_hard" / "CAM_F0"
+    camera.mkdir(parents=True)
+    one = context(Site(tmp_path / "site", {}), {}, variables, stage="submit", split=CHALLENGE_SPLIT)
+    assert only(problems(data.check(one))).check == "data.images"
+    (camera / "0.jpg").write_bytes(b"image")
+    assert not problems(data.check(one))
+    assert f"{CHALLENGE_SPLIT}: 1 logs" in next(data.check(one)).found
+
+
+def test_the_split_of_a_submission_is_that_of_navsims_version(tmp_path: Path) -> None:
+    for major, split in ((1, "navtest"), (2, CHALLENGE_SPLIT)):
+        site = Site(tmp_path / str(major), {})
+        site.navsim(major)
+        assert context(site, stage="submit").split == split
+        assert context(site, stage="submit", split="warmup_two_stage").split == "warmup_two_stage"
+        assert context(site, stage="evaluate").split == "navtest"
+        assert context(site).split is None
+
+
+@pytest.mark.parametrize(
+    ("split", "folder", "files"),
+    [
+        ("warmup_two_stage", "synthetic_scene_pickles", 4),
+        ("navhard_two_stage", "synthetic_scene_pickles", 4),
+        (CHALLENGE_SPLIT, "openscene_meta_datas", 2),  # two scenes in each
+    ],
+)
+@pytest.mark.parametrize(("stage", "status"), [(None, "warning"), ("submit", "error")])
+def test_the_second_stage(
+    variables: dict[str, str], tmp_path: Path, split: str, folder: str, files: int, stage: str | None, status: str
+) -> None:
+    site = Site(tmp_path / "site", {})
+    filters = site.navsim() / "planning/script/config/common/train_test_split/scene_filter"
+    filters.mkdir(parents=True)
+    (filters / f"{split}.yaml").write_text("tokens:\n- a\n'reactive_synthetic_initial_tokens':\n- 'b'\n- c\n- d\n- e\n")
+    one = context(site, {}, variables, stage=stage, split=split)
+    root = Path(variables["OPENSCENE_DATA_ROOT"]) / split
+    found = only(second_stage.check(one))
+    assert (found.status, found.check) == (status, "data.second_stage")
+    assert f"nothing in {root / folder} and {root / 'sensor_blobs'}" in found.found
+    (root / "sensor_blobs" / "log").mkdir(parents=True)
+    (root / folder).mkdir()
+    assert f"nothing in {root / folder}" in only(second_stage.check(one), status).found
+    for index in range(files):
+        assert problems(second_stage.check(one))
+        (root / folder / f"{index}.pkl").write_bytes(b"scene")
+    assert f"{split}: {files} files of second-stage scenes" in only(second_stage.check(one), "ok").found
+    everything = context(site, {}, variables)
+    assert only(second_stage.check(everything)).found == only(second_stage.check(one)).found
+    (root / folder / "0.pkl").unlink()
+    found = only(second_stage.check(one), status)
+    assert f"holds {files - 1} files of scenes, the second stage of {split} has at least {files}" in found.found
+
+
+def test_splits_without_a_second_stage(variables: dict[str, str], tmp_path: Path) -> None:
+    assert not list(second_stage.check(context(None, {}, variables, stage="evaluate")))
+    assert not list(second_stage.check(context(None, {}, variables)))
+    site = Site(tmp_path / "site", {})
+    filters = site.navsim() / "planning/script/config/common/train_test_split/scene_filter"
+    filters.mkdir(parents=True)
+    one = context(site, {}, variables, stage="evaluate", split="navtest_two_stage")
+    assert not list(second_stage.check(one)), "a split of somebody's own is not known here"
+    (filters / "navtest_two_stage.yaml").write_text("tokens: null\n")
+    found = only(second_stage.check(one), "error")
+    assert "lists no second-stage scenes of navtest_two_stage" in found.found
 
 
 def test_maps_of_all_four_cities(variables: dict[str, str]) -> None:

@@ -82,6 +82,10 @@ def test_settings_that_hydra_kept(tmp_path: Path) -> None:
     settings = read_settings(tmp_path / "run" / "scores.csv")
     assert settings.shown == {"agent": "Agent", "checkpoint": "/x/last.ckpt", "split": "test"}
     assert settings.metric_cache == cache
+    (folder / "hydra.yaml").write_text("hydra: {runtime: {choices: {train_test_split: warmup_two_stage}}}\n")
+    assert read_settings(tmp_path / "run" / "scores.csv").shown["split"] == "warmup_two_stage"
+    (folder / "hydra.yaml").write_text("hydra: {runtime: cut\n")
+    assert read_settings(tmp_path / "run" / "scores.csv").shown["split"] == "test"
     cache.rmdir()
     assert read_settings(tmp_path / "run" / "scores.csv").metric_cache is None
     assert read_settings(tmp_path / "elsewhere" / "scores.csv").shown == {}

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from navsim_recogdrive.doctor.context import Context
 from navsim_recogdrive.doctor.findings import Finding, error, listing, ok, warning
+from navsim_recogdrive.doctor.request import CHALLENGE_SPLIT
 
 _STAGES = ("cache", "evaluate", "submit", "pretraining")
 """Training from a cache reads neither logs nor images."""
@@ -15,7 +16,14 @@ _STAGES = ("cache", "evaluate", "submit", "pretraining")
 _CAMERAS = {"single": ("CAM_F0",), "multi": ("CAM_L0", "CAM_F0", "CAM_R0")}
 """Folders of a log's images by ``agent.cam_type``."""
 
-_DATA_OF_SPLIT = {"navtrain": "trainval", "navtest": "test"}
+_WITHOUT_LOGS = "private_test_hard"
+"""Data whose images lie in its folders of cameras, without a folder for each log."""
+
+_DATA_OF_SPLIT = {
+    "navtrain": "trainval",
+    **dict.fromkeys(("navtest", "navhard_two_stage", "warmup_two_stage"), "test"),
+    CHALLENGE_SPLIT: _WITHOUT_LOGS,
+}
 """Where NAVSIM's configs cannot be read; other splits are named as their data."""
 
 
@@ -33,7 +41,7 @@ def check(context: Context) -> Iterator[Finding]:
             *_STAGES,
         )
         return
-    split = context.request.the_split
+    split = context.split
     if split is None:
         folders = sorted(path.name for path in logs.iterdir() if path.is_dir())
         if not folders:
@@ -57,7 +65,7 @@ def _split(context: Context, root: Path, split: str, data: str, wanted: list[str
     """
     request = context.request
     logs, images = root / "navsim_logs" / data, root / "sensor_blobs" / data
-    there = {entry.name.removesuffix(".pkl"): entry for entry in _entries(logs) if entry.name.endswith(".pkl")}
+    there = {entry.name.removesuffix(".pkl"): entry for entry in entries_of(logs) if entry.name.endswith(".pkl")}
     names = sorted(there) if wanted is None else wanted
     absent = [name for name in names if name not in there]
     download = f"download the rest of {split} with NAVSIM's download/ scripts, or name another split with --split"
@@ -81,7 +89,8 @@ def _split(context: Context, root: Path, split: str, data: str, wanted: list[str
     if not absent and not empty:
         yield ok("data.logs", f"{split}: {len(present)} logs in {logs}")
     cameras = _CAMERAS.get(context.agent.get("cam_type", "single"), _CAMERAS["single"])
-    bare = [name for name in present if not all(_has_files(images / name / camera) for camera in cameras)]
+    folder_of = {name: images if data == _WITHOUT_LOGS else images / name for name in present}
+    bare = [name for name in present if not all(has_files(folder_of[name] / camera) for camera in cameras)]
     if bare:
         yield request.missing(
             "data.images",
@@ -110,11 +119,14 @@ def _read_split(context: Context, split: str) -> tuple[str, list[str] | None]:
                 data = value.split("#")[0].strip()
             elif key == "scene_filter" and value.strip():
                 scene_filter = value.split("#")[0].strip()
-    return data, _log_names(config / "scene_filter" / f"{scene_filter}.yaml")
+    return data, listed(config / "scene_filter" / f"{scene_filter}.yaml", "log_names")
 
 
-def _log_names(file: Path) -> list[str] | None:
-    """The list ``log_names`` of a scene filter; ``None`` where it admits all logs."""
+def listed(file: Path, key: str) -> list[str] | None:
+    """A list of a scene filter, such as ``log_names``; ``None`` where it has none, and so admits all.
+
+    Read line by line, for the same reason.
+    """
     names: list[str] = []
     inside = False
     if not file.is_file():
@@ -126,12 +138,13 @@ def _log_names(file: Path) -> list[str] | None:
                 names.append(text[2:].strip().strip("'\""))
             elif inside and text and not text.startswith("#"):
                 break
-            elif text.startswith("log_names:"):
+            elif text.partition(":")[0].strip("'\"") == key:
                 inside = True
     return names or None
 
 
-def _entries(folder: Path) -> list[os.DirEntry[str]]:
+def entries_of(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder; nothing where it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             return list(entries)
@@ -139,7 +152,8 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
         return []
 
 
-def _has_files(folder: Path) -> bool:
+def has_files(folder: Path) -> bool:
+    """Whether there is something in a folder."""
     try:
         with os.scandir(folder) as entries:
             return next(entries, None) is not None

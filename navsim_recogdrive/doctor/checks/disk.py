@@ -24,7 +24,7 @@ def check(context: Context) -> Iterator[Finding]:
     """Scenes that are not cached yet times their bytes."""
     request = context.request
     folder = request.cache or _default(request.environment.get("NAVSIM_EXP_ROOT", ""))
-    scenes = ((context.value("settings") or {}).get("scenes") or {}).get(request.the_split or TRAINING_SPLIT)
+    scenes = ((context.value("settings") or {}).get("scenes") or {}).get(context.split or TRAINING_SPLIT)
     if folder is None or scenes is None:
         return  # no disk to look at, or a split of unknown size
     cached = _count_scenes(folder)
@@ -32,7 +32,7 @@ def check(context: Context) -> Iterator[Finding]:
     wanted, free = left * scene_bytes(context), shutil.disk_usage(existing_parent(folder)).free
     kind = "image tiles" if context.is_joint else f"hidden states ({context.agent.get('cache_mode', 'bf16')})"
     sentence = (
-        f"{kind} of {left} scenes of {request.the_split or TRAINING_SPLIT}"
+        f"{kind} of {left} scenes of {context.split or TRAINING_SPLIT}"
         + (f" ({cached} are there)" if cached else "")
         + f" take about {size(wanted)}, {size(free)} are free at {folder}"
     )
