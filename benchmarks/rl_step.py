@@ -320,7 +320,8 @@ def measure_peak(way: str, group_size: int) -> float | None:
     """:func:`peak_of_step` in a process of its own; ``None`` if it does not fit into memory."""
     arguments = [sys.executable, __file__, *sys.argv[1:], "--peak", way, "--group-size", str(group_size)]
     run = subprocess.run(arguments, capture_output=True, text=True, env={**os.environ, **GIVE_BACK})
-    if run.returncode == -signal.SIGKILL or "not enough memory" in run.stderr or "OutOfMemoryError" in run.stderr:
+    out_of_memory = any(text in run.stderr for text in ("allocate memory", "enough memory", "MemoryError"))
+    if run.returncode == -signal.SIGKILL or out_of_memory:
         return None
     if run.returncode != 0:
         raise SystemExit(f"{shlex.join(arguments)} has ended with {run.returncode}:\n{run.stderr}")

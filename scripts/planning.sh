@@ -37,11 +37,15 @@ set_split() {
     case "$SPLIT" in
         navhard_two_stage | warmup_two_stage) scenes=synthetic_scene_pickles ;;
         private_test_hard_two_stage) scenes=openscene_meta_datas ;;
+        navtest_two_stage | navsafe_two_stage | warmup_navsafe_two_stage_extended)
+            _refuse "SPLIT=$SPLIT: NAVSIM's split lists no second-stage scenes, without which its runners fail after" \
+                "stage one; navhard_two_stage, warmup_two_stage and private_test_hard_two_stage have them"
+            ;;
         *two_stage*)
-            overridden synthetic_scenes_path ||
-                _refuse "SPLIT=$SPLIT: NAVSIM's split lists no second-stage scenes, without which its runners fail after" \
-                    "stage one; navhard_two_stage, warmup_two_stage and private_test_hard_two_stage have them." \
-                    "For a split of your own give synthetic_scenes_path=FOLDER synthetic_sensor_path=FOLDER"
+            if ! overridden synthetic_scenes_path || ! overridden synthetic_sensor_path; then
+                _refuse "SPLIT=$SPLIT: say where its second stage lies:" \
+                    "synthetic_scenes_path=FOLDER synthetic_sensor_path=FOLDER"
+            fi
             ;;
     esac
     [[ -z $scenes ]] || SPLIT_PATHS=(

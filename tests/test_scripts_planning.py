@@ -111,6 +111,9 @@ def test_two_stages() -> None:
             assert done.returncode == 2
             assert f"SPLIT={split}: NAVSIM's split lists no second-stage scenes" in done.stderr
     own = {**wanted, "SPLIT": "navhard_two_stage_mended"}
+    done = run(EVALUATION_2B, "--dry-run", "synthetic_scenes_path=/own/scenes", environment=own)
+    assert done.returncode == 2
+    assert "say where its second stage lies: synthetic_scenes_path=FOLDER synthetic_sensor_path=FOLDER" in done.stderr
     folders = ["synthetic_scenes_path=/own/scenes", "synthetic_sensor_path=/own/images"]
     runner, given = overrides(EVALUATION_2B, *folders, environment=own)
     assert runner == "run_pdm_score.py"

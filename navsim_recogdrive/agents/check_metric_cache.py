@@ -16,7 +16,8 @@ from pathlib import Path
 from navsim_recogdrive.agents.metric_cache import MetricCacheFolder, UnusableMetricCache, describe_missing
 from navsim_recogdrive.agents.submission_tokens import ExpectedTokens, NoSuchTokens, tokens_of_split
 
-_DECIDE_SCENES = ("train_test_split", "navsim_log_path", "synthetic_scenes_path")
+_DECIDE_SCENES = ("train_test_split", "navsim_log_path", "synthetic_scenes_path", "hydra")
+_SCRIPT = "scripts/cache_dataset/run_metric_caching.sh"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             tokens, missing = _missing(folder, tokens_of_split(options.split, overrides, of_the_data=True))
     except (NoSuchTokens, UnusableMetricCache, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
+        if isinstance(error, UnusableMetricCache):
+            print(
+                f"For this split: SPLIT={options.split} METRIC_CACHE_PATH={options.folder} {_SCRIPT}", file=sys.stderr
+            )
         return 2
     if missing:
         print(
@@ -53,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _missing(folder: MetricCacheFolder, expected: ExpectedTokens) -> tuple[list[str], list[str]]:
-    """Tokens of all stages, and those of them without a metric cache."""
+    """Tokens of all stages, and those of them without a metric cache where NAVSIM will look for it."""
     tokens = sorted(expected.first | (expected.second or frozenset()))
-    return tokens, folder.missing_tokens(tokens)
+    return tokens, folder.missing_tokens(tokens, as_navsim=True)
 
 
 if __name__ == "__main__":

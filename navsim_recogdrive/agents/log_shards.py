@@ -146,6 +146,8 @@ def _logs(config: DictConfig, scene_filter: Any) -> tuple[Path, list[str]]:
     wanted = there if scene_filter.log_names is None else set(scene_filter.log_names)
     found = sorted(there & wanted)
     if not found:
+        if there and not wanted:
+            raise CannotShard(f"the scene filter of {split} admits no log: check scene_filter.log_names")
         logs = f"none of the {len(wanted)} logs of {split} is in" if wanted else f"no log of {split} is in"
         raise CannotShard(f"{logs} {folder}: check OPENSCENE_DATA_ROOT and SPLIT (train_test_split)")
     if len(found) < len(wanted):

@@ -100,13 +100,21 @@ class MetricCacheFolder:
         """All scenes of the table."""
         return list(self._paths)
 
-    def missing_tokens(self, tokens: Iterable[str]) -> list[str]:
-        """Those of ``tokens`` that have no metric cache, or one whose file is absent or empty; in order."""
-        return [token for token in tokens if not self._is_there(token)]
+    def missing_tokens(self, tokens: Iterable[str], *, as_navsim: bool = False) -> list[str]:
+        """Those of ``tokens`` that have no metric cache, or one whose file is absent or empty; in order.
 
-    def _is_there(self, token: str) -> bool:
+        Args:
+            tokens: of scenes.
+            as_navsim: look only where NAVSIM's own loader does: where the table says, though the folder was moved.
+        """
+        return [token for token in tokens if not self._is_there(token, as_navsim)]
+
+    def _is_there(self, token: str, as_navsim: bool) -> bool:
         try:
-            return token in self._paths and self._path(token).stat().st_size > 0
+            path = self._paths[token] if as_navsim else self._path(token)
+            return path.stat().st_size > 0
+        except KeyError:
+            return False
         except OSError:
             return False
 

@@ -85,6 +85,9 @@ def tokens_of_split(split: str, overrides: Sequence[str], *, of_the_data: bool =
         scene_filter = instantiate(config.train_test_split.scene_filter)
         narrowed = any(name.startswith(_FILTER) and name.removeprefix(_FILTER) not in _LISTS for name in names)
         second = getattr(scene_filter, "reactive_synthetic_initial_tokens", None) or ()
+        # NAVSIM plans the second stage of the first stage's scenes alone, but for its challenge, which links none.
+        first_alone = _FILTER + _LISTS[0] in names and _FILTER + _LISTS[1] not in names
+        narrowed |= bool(second) and split != CHALLENGE and first_alone
         if scene_filter.tokens is not None and not narrowed and not of_the_data:
             return ExpectedTokens(frozenset(scene_filter.tokens), frozenset(second), split)
         folder = Path(config.navsim_log_path)

@@ -118,10 +118,12 @@ class RLConfig:
 
     def memory_advice(self) -> list[str]:
         """Settings that lower the memory of a step, in the words of their names."""
-        advice = [] if self.recompute_activations else ["set agent.rl.recompute_activations=true"]
+        advice = []
+        if not self.recompute_activations:  # with it, group_size hardly counts
+            advice += ["set agent.rl.recompute_activations=true", "lower agent.rl.group_size"]
         if self.updates_per_rollout > 1:
             advice.append("lower agent.rl.updates_per_rollout")
-        return [*advice, "lower agent.rl.group_size"]
+        return advice
 
     def rollout(self, method: Method) -> SamplerSettings:
         """How rollouts and the reference policy's chains are drawn with a planner of this method."""

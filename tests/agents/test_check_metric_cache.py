@@ -56,6 +56,38 @@ def test_scenes_of_the_data_are_counted(
     assert main([str(whole), "--split", "test", listed, *second]) == 0
 
 
+def test_a_folder_that_navsim_would_not_find_is_not_taken(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from navsim_recogdrive.agents.check_metric_cache import main
+    from navsim_recogdrive.agents.metric_cache import MetricCacheFolder
+
+    metric_cache(tmp_path / "before", ["a", "b"])
+    moved = (tmp_path / "before").rename(tmp_path / "moved")
+    assert not MetricCacheFolder(moved).missing_tokens(["a", "b"]), "the reward finds them"
+    assert MetricCacheFolder(moved).missing_tokens(["a", "b", "c"], as_navsim=True) == ["a", "b", "c"]
+    assert main([str(tmp_path / "none"), "--split", "navtest"]) == 2
+    assert f"SPLIT=navtest METRIC_CACHE_PATH={tmp_path / 'none'}" in capsys.readouterr().err
+
+
+def test_a_split_of_somebodys_own_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from navsim_recogdrive.agents.check_metric_cache import main
+    from navsim_recogdrive.agents.compat import NAVSIM_MAJOR
+
+    if NAVSIM_MAJOR < 2:
+        pytest.skip("NAVSIM v1.x has no second stage")
+    monkeypatch.delenv("OPENSCENE_DATA_ROOT", raising=False)
+    split = tmp_path / "configs" / "train_test_split"
+    (split / "scene_filter").mkdir(parents=True)
+    (split / "own_two_stage.yaml").write_text("defaults:\n- scene_filter: own_two_stage\ndata_split: test\n")
+    (split / "scene_filter" / "own_two_stage.yaml").write_text(
+        "_target_: navsim.common.dataclasses.SceneFilter\n_convert_: all\ntokens: [a]\n"
+        "reactive_synthetic_initial_tokens: [s0]\n"
+    )
+    common = "pkg://navsim.planning.script.config.common"
+    path = f"hydra.searchpath=[{common},file://{tmp_path / 'configs'}]"
+    whole = metric_cache(tmp_path / "whole", ["a", "s0"])
+    assert main([str(whole), "--split", "own_two_stage", path]) == 0
+
+
 def test_what_cannot_be_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from navsim_recogdrive.agents.check_metric_cache import main
 

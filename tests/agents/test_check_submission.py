@@ -310,6 +310,10 @@ def test_other_splits_are_read_from_their_logs(navsim_world: Path, monkeypatch: 
         logs = "train_test_split.scene_filter.log_names=[one]"
         with pytest.raises(NoSuchTokens, match="no folder of second-stage scenes .*: give synthetic_scenes_path"):
             tokens_of_split("warmup_two_stage", [logs])
+        first = "train_test_split.scene_filter.tokens=[one]"
+        with pytest.raises(NoSuchTokens, match="no folder of second-stage scenes"):
+            tokens_of_split("warmup_two_stage", [first])  # NAVSIM plans the second stage of these alone
+        assert tokens_of_split("private_test_hard_two_stage", [first]).listed
     monkeypatch.setenv("OPENSCENE_DATA_ROOT", str(navsim_world / "nowhere"))
     with pytest.raises(NoSuchTokens, match="check OPENSCENE_DATA_ROOT"):
         tokens_of_split("test", [every_frame])

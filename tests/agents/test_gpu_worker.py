@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -33,12 +34,14 @@ def test_every_task_gets_its_share_of_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp
     overrides = ["worker=ray_shared_gpus", "worker.workers_per_gpu=2", "train_test_split=test", "experiment_name=x"]
     with initialize_config_dir(str(runner_config_folder("pdm_scoring")), version_base=None):
         config = compose("default_run_pdm_score", overrides=overrides).worker
+    handler = signal.getsignal(signal.SIGTERM)
     worker = instantiate(config, output_dir=str(tmp_path))  # as NAVSIM's build_worker does
     try:
         assert worker.number_of_threads == 4, "NAVSIM makes so many tasks"
         results = worker_map(worker, gpu_and_process, list(range(8)))
     finally:
         worker.shutdown()
+        signal.signal(signal.SIGTERM, handler)  # Ray leaves one of its own, which ends the process
     assert Counter(gpu for gpu, _ in results) == {"4": 4, "7": 4}
     assert len({process for _, process in results}) == 4, "a process each"
 

@@ -184,6 +184,8 @@ def test_splits_without_a_second_stage(variables: dict[str, str], tmp_path: Path
     filters.mkdir(parents=True)
     one = context(site, {}, variables, stage="evaluate", split="navtest_two_stage")
     assert not list(second_stage.check(one)), "a split of somebody's own is not known here"
+    (filters / "navtest_two_stage.yaml").write_text("reactive_synthetic_initial_tokens:\n- b\n")
+    assert not list(second_stage.check(one)), "where it lies is not known"
     (filters / "navtest_two_stage.yaml").write_text("tokens: null\n")
     found = only(second_stage.check(one), "error")
     assert "lists no second-stage scenes of navtest_two_stage" in found.found
